@@ -1,0 +1,210 @@
+"""What a machine is made of, as the user says it: frozen records, validated when they are made.
+
+The text forms follow QEMU (``disk.raw,readonly=on``) and kvmtool. Everything wrong raises
+:class:`~pyvmm.errors.ConfigError`, which names the option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pyvmm.errors import ConfigError
+from pyvmm.memory import GIB, KIB, MIB, PAGE_SIZE
+
+MIN_MEMORY = 2 * MIB
+MAX_MEMORY = 64 * GIB
+MAX_CPUS = 64
+MAX_DISKS = 16
+MAX_SERIAL_PORTS = 4
+
+MAX_TIMEOUT = 10**9
+"""In seconds, thirty years: a little less than Python's threads can wait."""
+
+DEFAULT_MEMORY = 256 * MIB
+DEFAULT_COMMAND_LINE = "console=ttyS0 reboot=k panic=-1"
+DISK_ROOT = "root=/dev/vda rw"
+
+ENTRIES = ("auto", "64", "32", "pvh", "real")
+ON_REBOOT = ("exit",)
+
+_UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40, "B": 1}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from ``512M``, ``2G``, ``2GiB`` or plain ``512`` (MiB, as in QEMU)."""
+    wanted = text.strip().upper().removesuffix("IB")
+    digits = wanted.rstrip("BKMGT")
+    unit = wanted[len(digits) :]
+    if len(unit) > 1:
+        unit = unit.removesuffix("B")
+    try:
+        size = float(digits) * _UNITS[unit]
+        if size != int(size):
+            raise ValueError(size)
+        return int(size)
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"{option}: {text!r} is not a size", "such as 512M or 2G") from None
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """A time, such as ``60`` or ``0.5``."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise ConfigError(f"{option}: {text!r} is not a time in seconds", "such as 60 or 0.5")
+    return seconds
+
+
+def parse_sub_options(
+    text: str, option: str, known: Mapping[str, str]
+) -> tuple[str, dict[str, str]]:
+    """``value,key=value,…`` as (value, {key: value}); ``known`` maps keys to what they take."""
+    value, *pairs = text.split(",")
+    found = {}
+    for pair in pairs:
+        key, separator, argument = pair.partition("=")
+        if key not in known or not separator:
+            choices = ", ".join(f"{name}={what}" for name, what in known.items())
+            raise ConfigError(f"{option} {text}: {pair!r} is not understood", f"it takes {choices}")
+        found[key] = argument
+    return value, found
+
+
+def parse_switch(text: str, option: str) -> bool:
+    """``on`` or ``off``."""
+    if text not in ("on", "off"):
+        raise ConfigError(f"{option}: {text!r} is neither 'on' nor 'off'")
+    return text == "on"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """A virtio-blk disk backed by a raw image file or a block device at ``path``.
+
+    ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes.
+    """
+
+    path: str
+    readonly: bool = False
+    serial: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("--disk: the path is empty")
+        if not self.serial.isprintable():
+            raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is not plain text")
+        if len(self.serial.encode()) > 20:
+            raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is over 20 bytes")
+
+    @classmethod
+    def parse(cls, text: str) -> DiskConfig:
+        """From ``PATH[,readonly=on][,serial=TEXT]``."""
+        known = {"readonly": "on|off", "serial": "TEXT"}
+        path, options = parse_sub_options(text, "--disk", known)
+        readonly = parse_switch(options.get("readonly", "off"), f"--disk {path},readonly")
+        return cls(path, readonly, options.get("serial", ""))
+
+
+class CpuConfig(NamedTuple):
+    """The CPU model: the host's, with features switched on or off by name."""
+
+    features: tuple[tuple[str, bool], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> CpuConfig:
+        """From ``host[,-feature][,+feature]``."""
+        model, *features = text.split(",")
+        if model != "host":
+            raise ConfigError(f"--cpu: there is no model {model!r}", "use host[,-FEATURE…]")
+        switches = []
+        for feature in features:
+            if feature[:1] not in ("+", "-") or len(feature) < 2:
+                raise ConfigError(f"--cpu: {feature!r} is neither +FEATURE nor -FEATURE")
+            switches.append((feature[1:], feature[0] == "+"))
+        return cls(tuple(switches))
+
+
+HOST_CPU = CpuConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineConfig:
+    """Everything that :class:`~pyvmm.machine.Machine` needs to know.
+
+    ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`);
+    ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``);
+    ``entry`` is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`.
+    """
+
+    kernel: str
+    initrd: str | None = None
+    command_line: str = DEFAULT_COMMAND_LINE
+    memory_size: int = DEFAULT_MEMORY
+    cpus: int = 1
+    cpu: CpuConfig = HOST_CPU
+    disks: tuple[DiskConfig, ...] = ()
+    serial: tuple[str, ...] = ("stdio",)
+    entry: str = "auto"
+    on_reboot: str = "exit"
+    debug_console: bool = False
+    debug_exit: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kernel:
+            raise ConfigError("--kernel: the path is empty")
+        if self.initrd == "":
+            raise ConfigError("--initrd: the path is empty")
+        if not MIN_MEMORY <= self.memory_size <= MAX_MEMORY:
+            raise ConfigError(
+                f"--memory: {format_size(self.memory_size)} is not between"
+                f" {format_size(MIN_MEMORY)} and {format_size(MAX_MEMORY)}"
+            )
+        if self.memory_size % PAGE_SIZE:
+            raise ConfigError(f"--memory: {self.memory_size} bytes are not whole 4 KiB pages")
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ConfigError(f"--cpus: {self.cpus} is not between 1 and {MAX_CPUS}")
+        if len(self.disks) > MAX_DISKS:
+            raise ConfigError(f"--disk: {len(self.disks)} disks are more than {MAX_DISKS}")
+        if len(self.serial) > MAX_SERIAL_PORTS:
+            raise ConfigError(f"--serial: there are {MAX_SERIAL_PORTS} ports at most")
+        for place in self.serial:
+            if place not in ("null", "pty") and self.serial.count(place) > 1:
+                raise ConfigError(f"--serial: {place} can't serve two ports")
+        if self.entry not in ENTRIES:
+            raise ConfigError(f"--entry: {self.entry!r} is none of {', '.join(ENTRIES)}")
+        if self.on_reboot not in ON_REBOOT:
+            raise ConfigError(f"--on-reboot: {self.on_reboot!r} is none of {', '.join(ON_REBOOT)}")
+        if "\0" in self.command_line:
+            raise ConfigError("--append: the command line contains a NUL byte")
+
+
+def command_line(
+    append: Iterable[str] = (),
+    *,
+    default: bool = True,
+    has_disk: bool = False,
+    has_initrd: bool = False,
+) -> str:
+    """The kernel's command line: the default, a root device where one is needed, then ``append``.
+
+    ``root=`` is added with a disk and no initrd (an initrd knows better), unless it is given.
+    """
+    words = [text for text in append if text]
+    if default:
+        given = " ".join(words).split()
+        if has_disk and not has_initrd and not any(w.startswith("root=") for w in given):
+            words.insert(0, DISK_ROOT)
+        words.insert(0, DEFAULT_COMMAND_LINE)
+    return " ".join(words)
+
+
+def format_size(size: int) -> str:
+    """``512 MiB``, ``2 GiB``; bytes if it isn't a whole number of KiB."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} bytes"

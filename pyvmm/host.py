@@ -1,0 +1,35 @@
+"""The Linux calls that Python 3.11's ``os`` lacks: timerfd(2) and fallocate(2).
+
+Thin: the same names and meanings as in C, times in nanoseconds, OSError on failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm._host import ffi, lib
+
+FALLOC_FL_KEEP_SIZE: int = lib.FALLOC_FL_KEEP_SIZE
+FALLOC_FL_PUNCH_HOLE: int = lib.FALLOC_FL_PUNCH_HOLE
+FALLOC_FL_ZERO_RANGE: int = lib.FALLOC_FL_ZERO_RANGE
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    return result
+
+
+def timerfd_create() -> int:
+    """A non-blocking, close-on-exec timer file descriptor on CLOCK_MONOTONIC."""
+    return _check(lib.timerfd_create(lib.CLOCK_MONOTONIC, lib.TFD_CLOEXEC | lib.TFD_NONBLOCK))
+
+
+def timerfd_settime(fd: int, deadline_ns: int, period_ns: int = 0) -> None:
+    """Expire at CLOCK_MONOTONIC ``deadline_ns``, then every ``period_ns``; deadline 0 disarms."""
+    _check(lib.pyvmm_timerfd_settime(fd, deadline_ns, period_ns))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2)."""
+    _check(lib.fallocate(fd, mode, offset, length))

@@ -1,0 +1,85 @@
+"""Where everything lies: guest-physical addresses, ports and interrupt numbers.
+
+Where QEMU has a well-known place for something, ours is the same, because kernels, firmware and
+test suites already look there. Guest-physical memory, lowest first::
+
+    0x0000_0000  low RAM: boot GDT, zero page, boot page tables, command line
+    0x0009_FC00  EBDA, VGA hole, option ROMs
+    0x000E_0000  ACPI tables
+    0x0010_0000  RAM, up to 3 GiB
+    0xC000_0000  PCI memory window
+    0xE000_0000  ECAM (PCI configuration space of bus 0)
+    0xE800_0000  virtio-mmio
+    0xFEC0_0000  IOAPIC; LAPIC at 0xFEE0_0000
+    0xFFFB_C000  KVM's identity-map page and TSS
+    0x1_0000_0000  RAM beyond 3 GiB
+"""
+
+from __future__ import annotations
+
+# Low RAM: what the VMM prepares for a kernel's entry.
+BOOT_GDT = 0x0500
+PVH_START_INFO = 0x6000
+ZERO_PAGE = 0x7000
+BOOT_STACK_TOP = 0x8FF0
+BOOT_PAGE_TABLES = 0x9000
+COMMAND_LINE = 0x2_0000
+EBDA = 0x9_FC00
+ACPI_TABLES = 0xE_0000
+ACPI_TABLES_END = 0x10_0000
+HIGH_RAM = 0x10_0000
+
+# The MMIO hole below 4 GiB.
+PCI_WINDOW = 0xC000_0000
+PCI_WINDOW_END = 0xE000_0000
+ECAM = 0xE000_0000
+ECAM_SIZE = 0x10_0000
+VIRTIO_MMIO = 0xE800_0000
+IOAPIC = 0xFEC0_0000
+LOCAL_APIC = 0xFEE0_0000
+KVM_IDENTITY_MAP = 0xFFFB_C000
+KVM_TSS = 0xFFFB_D000
+
+# Ports.
+PIT_PORTS = 0x40
+KEYBOARD_DATA = 0x60
+PIT_GATE = 0x61
+KEYBOARD_COMMAND = 0x64
+CMOS_PORTS = 0x70
+CMOS_CENTURY = 0x32
+"""Where CMOS RAM has the century; the FADT tells the guest."""
+POST_PORT = 0x80
+SYSTEM_CONTROL_A = 0x92
+DEBUG_CONSOLE = 0xE9
+DELAY_PORT = 0xED
+DEBUG_EXIT = 0xF4
+SERIAL_PORTS = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
+PVPANIC = 0x505
+PM1A_EVENT = 0x600
+PM1A_CONTROL = 0x604
+PM_TIMER = 0x608
+SLP_TYP_S5 = 5
+"""The sleep type in PM1a control that means soft-off; the DSDT's ``\\_S5`` tells the guest."""
+PCI_CONFIG = 0xCF8
+RESET_CONTROL = 0xCF9
+RESET_VALUE = 0x06
+"""What a guest writes to RESET_CONTROL for a full reset; the FADT tells it so."""
+PCI_IO_WINDOW = 0xC000
+PCI_IO_WINDOW_END = 0x1_0000
+
+# Interrupts (GSIs; below 16 they are the ISA IRQs).
+PIT_IRQ = 0
+KEYBOARD_IRQ = 1
+SERIAL_IRQS = (4, 3, 4, 3)
+RTC_IRQ = 8
+SCI_IRQ = 9
+MOUSE_IRQ = 12
+PIT_IOAPIC_PIN = 2
+"""IRQ 0 arrives at pin 2 of the IOAPIC, as on every PC; the MADT says so."""
+PCI_INTX_GSI = 16
+PCI_INTX_LINES = 8
+"""GSIs 16 to 23 are the wires that all functions' interrupt pins share: INTA of device 0 is the
+first, and the others follow as ``(device + pin) % 8``."""
+FIRST_MSI_GSI = 24
+IOAPIC_ID = 0
+"""Its APIC ID in the MADT; IOAPIC and LAPIC IDs are separate spaces on an xAPIC bus."""

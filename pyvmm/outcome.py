@@ -1,0 +1,82 @@
+"""How a run ended, and the exit status that says so."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Reason(Enum):
+    """Why a machine ended."""
+
+    POWER_OFF = "powered off"
+    REBOOT = "rebooted"
+    EXPECTED = "printed what was expected"
+    DEBUG_EXIT = "wrote to the debug exit port"
+    PANIC = "panicked"
+    CRASH = "crashed"
+    MISSED = "ended without what was expected"
+    FAILED = "printed what must not come"
+    TIMEOUT = "timed out"
+    INTERRUPTED = "interrupted"
+    ERROR = "internal error"
+
+
+EXIT_STATUS = {
+    Reason.POWER_OFF: 0,
+    Reason.REBOOT: 0,
+    Reason.EXPECTED: 0,
+    Reason.PANIC: 3,
+    Reason.CRASH: 4,
+    Reason.MISSED: 5,
+    Reason.FAILED: 5,
+    Reason.TIMEOUT: 124,
+    Reason.INTERRUPTED: 130,
+    Reason.ERROR: 1,
+}
+"""The contract of ``pyvmm run``; Reason.DEBUG_EXIT computes its own."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    ``detail`` is what belongs to the reason: the panic's message, the crash's summary, the line
+    that matched, the signal. ``value`` is what the guest wrote to the debug exit port, or the
+    number of the signal that interrupted the run. ``seconds`` is the time since the start, and
+    ``report`` the lines that explain a crash.
+    """
+
+    reason: Reason
+    detail: str = ""
+    value: int = 0
+    seconds: float = 0.0
+    report: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> int:
+        """The exit status of ``pyvmm run``."""
+        if self.reason is Reason.DEBUG_EXIT:
+            return (self.value << 1 | 1) & 0xFF  # as QEMU's isa-debug-exit
+        if self.reason is Reason.INTERRUPTED and self.value:
+            return 128 + self.value
+        return EXIT_STATUS[self.reason]
+
+    @property
+    def sentence(self) -> str:
+        """One line for a person: which end, why, after how long."""
+        subject = {
+            Reason.POWER_OFF: "guest powered off",
+            Reason.REBOOT: "guest rebooted",
+            Reason.EXPECTED: "expected text came",
+            Reason.DEBUG_EXIT: f"guest exited with value {self.value:#x}",
+            Reason.PANIC: "guest panicked",
+            Reason.CRASH: "guest crashed",
+            Reason.MISSED: "expected text did not come",
+            Reason.FAILED: "text that must not come came",
+            Reason.TIMEOUT: "guest ran into the timeout",
+            Reason.INTERRUPTED: "interrupted",
+            Reason.ERROR: "internal error",
+        }[self.reason]
+        joint = " " if self.reason is Reason.INTERRUPTED else ": "
+        detail = joint + self.detail if self.detail else ""
+        return f"{subject}{detail} after {self.seconds:.2f} s"
