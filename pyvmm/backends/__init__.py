@@ -1,0 +1,1 @@
+"""The host's side of a device: terminals and streams, disk images."""
