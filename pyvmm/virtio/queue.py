@@ -1,0 +1,246 @@
+"""The split virtqueue: how a driver hands buffers to a device and gets them back.
+
+Virtual I/O Device (VIRTIO) Version 1.2, section 2.7, with indirect descriptors (2.7.5.3) and
+notification suppression by flags and by event index (2.7.7, 2.7.10). Packed virtqueues (2.8)
+are left out.
+
+Three tables in guest memory, each written by one side only:
+
+* the descriptor table: buffers (address, length), linked into chains;
+* the available ring: heads of chains that the driver hands over;
+* the used ring: heads that the device hands back, with the number of bytes it wrote.
+
+The driver is not trusted. Each descriptor is read exactly once and then checked, because the
+guest can change it at any moment. What breaks the rules raises :class:`VirtqueueError`, and the
+device that catches it asks for a reset.
+
+Memory ordering: x86 keeps loads in order and stores in order, which is all that reading an index
+before an entry and writing an entry before an index need. Only a store followed by a load of the
+other side's word may change places; the two spots where that matters take a lock, whose atomic
+instruction is a full barrier.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pyvmm.errors import GuestMemoryError
+from pyvmm.memory import GuestMemory
+
+MAX_QUEUE_SIZE = 32768
+MAX_CHAIN_BYTES = 1 << 32
+
+# Descriptor flags (2.7.5), plain integers because they are tested for each descriptor.
+VIRTQ_DESC_F_NEXT = 1
+VIRTQ_DESC_F_WRITE = 2
+VIRTQ_DESC_F_INDIRECT = 4
+# Flags of the available ring (2.7.6) and of the used ring (2.7.8).
+VIRTQ_AVAIL_F_NO_INTERRUPT = 1
+VIRTQ_USED_F_NO_NOTIFY = 1
+
+_DESCRIPTOR = struct.Struct("<QIHH")
+_USED_ELEMENT = struct.Struct("<II")
+
+# Both rings begin with two 16-bit words and go on with the entries; these index such words.
+_FLAGS, _INDEX, _ENTRIES = 0, 1, 2
+
+
+class VirtqueueError(Exception):
+    """The driver broke the rules of the queue; nothing in it can be relied on any more."""
+
+
+class Chain:
+    """A buffer from the driver: what the device may read, then what it may write.
+
+    The views are the guest's own memory, so what was read from them once may change.
+    """
+
+    __slots__ = ("head", "readable", "readable_bytes", "writable", "writable_bytes")
+
+    def __init__(
+        self,
+        head: int,
+        readable: list[memoryview],
+        readable_bytes: int,
+        writable: list[memoryview],
+        writable_bytes: int,
+    ) -> None:
+        self.head = head
+        self.readable = readable
+        self.readable_bytes = readable_bytes
+        self.writable = writable
+        self.writable_bytes = writable_bytes
+
+
+class Virtqueue:
+    """One queue, as the device sees it.
+
+    A transport writes ``size``, the three areas' addresses and ``ready`` as the driver tells it,
+    then calls :meth:`start`. From there on the queue belongs to one thread of the device, which
+    pops and pushes; ``interrupt`` is called when a push has to be signalled.
+    """
+
+    def __init__(self, memory: GuestMemory, max_size: int, interrupt: Callable[[], None]) -> None:
+        if not 0 < max_size <= MAX_QUEUE_SIZE or max_size & (max_size - 1):
+            raise ValueError(f"queue size {max_size} is not a power of two up to {MAX_QUEUE_SIZE}")
+        self.max_size = max_size
+        self._memory = memory
+        self._interrupt = interrupt
+        self._barrier = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """As after the device's reset: not ready, no addresses, the largest size."""
+        self.size = self.max_size
+        self.descriptor_area = 0
+        self.driver_area = 0
+        self.device_area = 0
+        self.ready = False
+        self._event_idx = False
+        self._indirect = False
+        self._next_avail = 0
+        self._next_used = 0
+        self._descriptors = self._avail = self._used = self._used_words = memoryview(b"")
+
+    def start(self, *, event_idx: bool, indirect: bool) -> None:
+        """Map the rings at the addresses that the driver gave. VirtqueueError if they can't be."""
+        size = self.size
+        self._event_idx, self._indirect = event_idx, indirect
+        self._descriptors = self._area(self.descriptor_area, 16 * size, 16)
+        self._avail = self._area(self.driver_area, 6 + 2 * size, 2).cast("H")
+        self._used = self._area(self.device_area, 6 + 8 * size, 4)
+        self._used_words = self._used.cast("H")
+
+    def _area(self, address: int, length: int, alignment: int) -> memoryview:
+        if address % alignment:
+            raise VirtqueueError(f"ring at {address:#x} is not aligned to {alignment}")
+        try:
+            return self._memory.view(address, length)
+        except GuestMemoryError as error:
+            raise VirtqueueError(f"ring outside memory: {error}") from error
+
+    def pop_batch(self, limit: int) -> list[Chain]:
+        """Up to ``limit`` chains that the driver has made available, oldest first."""
+        avail = self._avail
+        position = self._next_avail
+        waiting = (avail[_INDEX] - position) & 0xFFFF
+        if not waiting:
+            return []
+        size = self.size
+        if waiting > size:
+            raise VirtqueueError(f"{waiting} chains available in a queue of {size}")
+        try:
+            chains = [
+                self._chain(avail[_ENTRIES + ((position + i) & (size - 1))])
+                for i in range(min(waiting, limit))
+            ]
+        except GuestMemoryError as error:
+            raise VirtqueueError(f"descriptor outside memory: {error}") from error
+        self._next_avail = (position + len(chains)) & 0xFFFF
+        return chains
+
+    def _chain(self, head: int) -> Chain:
+        """Follow the descriptors from ``head``; at most one indirect table, at the end."""
+        view = self._memory.view
+        unpack = _DESCRIPTOR.unpack_from
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        readable_bytes = writable_bytes = 0
+        table, entries = self._descriptors, self.size
+        budget = entries
+        index = head
+        while index < entries:
+            address, length, flags, following = unpack(table, index << 4)
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                if table is not self._descriptors or not self._indirect:
+                    raise VirtqueueError("indirect descriptor where none is allowed")
+                if flags & VIRTQ_DESC_F_NEXT or length & 15:
+                    raise VirtqueueError(f"bad indirect table: {length} bytes, flags {flags:#x}")
+                table, entries = view(address, length), length >> 4
+                # A device's queue size bounds its chains, whatever size the driver has chosen.
+                budget, index = self.max_size, 0
+                continue
+            if not length:
+                raise VirtqueueError("descriptor of length 0")
+            if flags & VIRTQ_DESC_F_WRITE:
+                writable.append(view(address, length))
+                writable_bytes += length
+            elif writable:
+                raise VirtqueueError("readable descriptor behind a writable one")
+            else:
+                readable.append(view(address, length))
+                readable_bytes += length
+            if not flags & VIRTQ_DESC_F_NEXT:
+                if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
+                    raise VirtqueueError("chain of more than 4 GiB")
+                return Chain(head, readable, readable_bytes, writable, writable_bytes)
+            budget -= 1
+            if not budget:
+                raise VirtqueueError("chain is longer than the queue, or a loop")
+            index = following
+        raise VirtqueueError(f"descriptor {index} in a table of {entries}")
+
+    def push_batch(self, used: list[tuple[int, int]]) -> None:
+        """Hand chains back: (head, number of bytes written) each. One store makes all of them
+        visible, and at most one interrupt announces them."""
+        ring = self._used
+        mask = self.size - 1
+        old = position = self._next_used
+        for head, written in used:
+            _USED_ELEMENT.pack_into(ring, 4 + ((position & mask) << 3), head, written)
+            position += 1
+        new = position & 0xFFFF
+        self._next_used = new
+        self._used_words[_INDEX] = new
+        with self._barrier:  # the driver's wish is read after the index is visible
+            pass
+        avail = self._avail
+        if self._event_idx:
+            used_event = avail[_ENTRIES + self.size]
+            if (new - used_event - 1) & 0xFFFF >= (new - old) & 0xFFFF:
+                return
+        elif avail[_FLAGS] & VIRTQ_AVAIL_F_NO_INTERRUPT:
+            return
+        self._interrupt()
+
+    def disable_notifications(self) -> None:
+        """Tell the driver not to ring: the device will look at the ring by itself."""
+        # With event indices an avail_event that has been passed is silence enough.
+        if not self._event_idx:
+            self._used_words[_FLAGS] = VIRTQ_USED_F_NO_NOTIFY
+
+    def enable_notifications(self) -> bool:
+        """Ask the driver to ring for the next chain. True if one has arrived already, for which
+        it may not ring: pop again then."""
+        if self._event_idx:
+            self._used_words[_ENTRIES + 4 * self.size] = self._next_avail
+        else:
+            self._used_words[_FLAGS] = 0
+        with self._barrier:  # the index is read after the wish is visible
+            pass
+        return bool(self._avail[_INDEX] != self._next_avail)
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "descriptor_area": self.descriptor_area,
+            "driver_area": self.driver_area,
+            "device_area": self.device_area,
+            "ready": self.ready,
+            "next_avail": self._next_avail,
+            "next_used": self._next_used,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`save` returned; :meth:`start` maps the rings again."""
+        self.reset()
+        self.size = state["size"]
+        self.descriptor_area = state["descriptor_area"]
+        self.driver_area = state["driver_area"]
+        self.device_area = state["device_area"]
+        self.ready = state["ready"]
+        self._next_avail = state["next_avail"]
+        self._next_used = state["next_used"]
