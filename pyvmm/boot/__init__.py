@@ -1,0 +1,61 @@
+"""From an image file to bytes in guest memory and the first vCPU's state; one file a protocol.
+
+:func:`load` looks what a file holds and does as its boot protocol says.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.boot import kind
+from pyvmm.boot.entry import EntryState
+from pyvmm.boot.image import ImageFile
+from pyvmm.boot.memory_map import memory_option
+from pyvmm.errors import ConfigError
+from pyvmm.memory import MIB, GuestMemory
+
+ENTRIES = ("auto", "64", "32", "pvh", "real")
+"""The entry points that can be asked for. "real" takes the file for a flat binary."""
+
+MIN_MEMORY = 2 * MIB
+"""Less holds no kernel above what lies below 1 MiB."""
+
+
+def load(
+    path: str | os.PathLike[str],
+    memory: GuestMemory,
+    *,
+    command_line: str = "",
+    initrd: str | os.PathLike[str] | None = None,
+    entry: str = "auto",
+    rsdp: int = 0,
+) -> EntryState:
+    """Load the kernel at ``path`` and return the state to enter it in.
+
+    ``rsdp`` is the GPA of the ACPI root pointer, 0 if there are no ACPI tables. Everything about
+    the files and their fit into ``memory`` that is wrong raises
+    :class:`~pyvmm.errors.ImageError`; a bad option, :class:`~pyvmm.errors.ConfigError`.
+    """
+    if entry not in ENTRIES:
+        raise ConfigError(f"no such entry point: {entry}", f"choose from {', '.join(ENTRIES)}")
+    # One protocol is imported, not all: start-up time is a budget.
+    with ImageFile(path) as image:
+        if entry == "real":
+            from pyvmm.boot import flat
+
+            if initrd is not None:
+                raise ConfigError("a real-mode binary takes no initrd")
+            return flat.load(image, memory)
+        image_kind = kind.require_kernel(image)
+        if memory.size < MIN_MEMORY:
+            raise ConfigError(
+                f"{memory.size // MIB} MiB of memory is too little for a kernel",
+                memory_option(MIN_MEMORY),
+            )
+        if image_kind is kind.BZIMAGE:
+            from pyvmm.boot.bzimage import load as load_kernel
+        else:
+            from pyvmm.boot.elf import load as load_kernel
+        return load_kernel(
+            image, memory, command_line=command_line, initrd=initrd, entry=entry, rsdp=rsdp
+        )
