@@ -1,0 +1,196 @@
+"""The board: both buses, the devices on them, and which wire goes where.
+
+Knows every device and its place (:mod:`pyvmm.layout`), and nothing of KVM: lines, vectors,
+doorbells and the clock come from outside, so a board can be built and poked in a unit test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm import layout
+from pyvmm.backends.character import CharacterBackend
+from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, DoorbellController
+from pyvmm.config import DiskConfig
+from pyvmm.devices.cmos import Cmos
+from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.pci import ConfigPorts, PciBus
+from pyvmm.devices.pit import Pit
+from pyvmm.devices.power import PowerManagement, ResetControl, SystemControlPortA
+from pyvmm.devices.pvpanic import PanicEvent, Pvpanic
+from pyvmm.devices.serial import Serial
+from pyvmm.errors import GuestFaults
+from pyvmm.eventloop import Clock
+from pyvmm.interrupts import IrqLine, MsiController, SharedIrq
+from pyvmm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from pyvmm.backends.disk import DiskImage
+    from pyvmm.virtio.pci_transport import VirtioPci
+
+
+class Wiring(NamedTuple):
+    """What the board's devices are connected to on the CPUs' side.
+
+    ``line`` gives the wire to an interrupt controller's input, by GSI; ``memory`` is what devices
+    with DMA reach; ``faults`` hears of what the guest does wrong.
+    """
+
+    memory: GuestMemory
+    line: Callable[[int], IrqLine]
+    msi: MsiController
+    doorbells: DoorbellController
+    clock: Clock
+    faults: GuestFaults
+
+
+class Requests(NamedTuple):
+    """What a device asks of the machine; each only notes the wish and returns. ``failed`` is for
+    an exception on a device's own thread, which is a bug of ours."""
+
+    power_off: Callable[[], None]
+    reset: Callable[[], None]
+    panicked: Callable[[], None]
+    debug_exit: Callable[[int], None]
+    failed: Callable[[BaseException], None]
+
+
+class Board:
+    """The buses with the devices of every PC on them. Serial ports, disks and debug ports are
+    plugged in by the ``add_`` methods, then :meth:`assign_pci_addresses` does what firmware
+    would."""
+
+    def __init__(self, wiring: Wiring, requests: Requests) -> None:
+        self._wiring = wiring
+        self._requests = requests
+        self.pio = Bus("port", PIO_SPACE, wiring.faults, flat=True)
+        self.mmio = Bus("MMIO", MMIO_SPACE, wiring.faults)
+        self.serial_ports: list[Serial] = []
+        self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
+        self.disks: list[VirtioPci] = []
+        self._add_timekeeping()
+        self._add_keyboard()
+        self.power = self._add_power()
+        self.pci = self._add_pci()
+        self._add_pvpanic()
+        self.post = self._add_post_port()
+
+    def _add_timekeeping(self) -> None:
+        line, clock = self._wiring.line, self._wiring.clock
+        pit = Pit(line(layout.PIT_IRQ), clock)
+        self.pio.add(layout.PIT_PORTS, 4, pit, "PIT", max_size=1)
+        self.pio.add(layout.PIT_GATE, 1, pit.gate_window, "PIT gate", max_size=1)
+        cmos = Cmos(line(layout.RTC_IRQ), clock, self._wiring.memory.size)
+        self.pio.add(layout.CMOS_PORTS, 2, cmos, "CMOS", max_size=1)
+
+    def _add_keyboard(self) -> None:
+        keyboard = I8042(
+            self._wiring.line(layout.KEYBOARD_IRQ),
+            self._wiring.line(layout.MOUSE_IRQ),
+            self._requests.reset,
+            self._wiring.faults,
+        )
+        self.pio.add(layout.KEYBOARD_DATA, 1, keyboard.data_window, "i8042 data", max_size=1)
+        self.pio.add(
+            layout.KEYBOARD_COMMAND, 1, keyboard.command_window, "i8042 command", max_size=1
+        )
+        port_a = SystemControlPortA(self._requests.reset)
+        self.pio.add(layout.SYSTEM_CONTROL_A, 1, port_a, "system control port A", max_size=1)
+
+    def _add_power(self) -> PowerManagement:
+        wiring = self._wiring
+        power = PowerManagement(
+            wiring.line(layout.SCI_IRQ), wiring.clock, self._requests.power_off, wiring.faults
+        )
+        self.pio.add(layout.PM1A_EVENT, 4, power.event_window, "PM1a event", max_size=4)
+        self.pio.add(layout.PM1A_CONTROL, 2, power.control_window, "PM1a control", max_size=2)
+        self.pio.add(layout.PM_TIMER, 4, power.timer_window, "PM timer", max_size=4)
+        return power
+
+    def _add_pci(self) -> PciBus:
+        intx = [
+            SharedIrq(self._wiring.line(layout.PCI_INTX_GSI + number))
+            for number in range(layout.PCI_INTX_LINES)
+        ]
+        pci = PciBus(self.mmio, self.pio, intx, self._wiring.faults)
+        ports = ConfigPorts(pci, ResetControl(self._requests.reset))
+        self.pio.add(layout.PCI_CONFIG, 8, ports, "PCI configuration", max_size=4)
+        self.mmio.add(layout.ECAM, layout.ECAM_SIZE, pci.ecam, "ECAM", max_size=4)
+        return pci
+
+    def _add_pvpanic(self) -> None:
+        def report(events: int) -> None:
+            # A crash kernel that was loaded goes on to save a dump: the guest isn't at its end.
+            if events & PanicEvent.PANICKED:
+                self._requests.panicked()
+
+        pvpanic = Pvpanic(report, self._wiring.faults)
+        self.pio.add(layout.PVPANIC, 1, pvpanic, "pvpanic", max_size=1)
+
+    def _add_post_port(self) -> PostPort:
+        post = PostPort()
+        self.pio.add(layout.POST_PORT, 1, post, "POST", max_size=1)
+        self.pio.add(layout.DELAY_PORT, 1, post.delay_window, "delay", max_size=1)
+        return post
+
+    def add_serial_port(self, backend: CharacterBackend) -> Serial:
+        """The next of COM1 to COM4."""
+        number = len(self.serial_ports)
+        irq = self._serial_irqs[layout.SERIAL_IRQS[number]].input()
+        port = Serial(irq, backend)
+        self.serial_ports.append(port)
+        base = layout.SERIAL_PORTS[number]
+        self.pio.add(base, 8, port, f"serial COM{number + 1}", max_size=1)
+        return port
+
+    def add_disk(self, config: DiskConfig, image: DiskImage) -> None:
+        """The next virtio disk."""
+        from pyvmm.virtio.blk import BlockDevice  # here, because not every machine has a disk
+        from pyvmm.virtio.pci_transport import VirtioPci
+
+        wiring = self._wiring
+        name = f"vd{chr(ord('a') + len(self.disks))}"
+
+        def io_failed(error: OSError) -> None:
+            wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
+
+        device = BlockDevice(
+            image,
+            config.serial,
+            name=name,
+            on_io_error=io_failed,
+            on_error=self._requests.failed,
+        )
+        transport = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
+        self.disks.append(transport)
+        self.pci.add(transport)
+
+    def add_debug_console(self, backend: CharacterBackend) -> None:
+        """Port 0xE9: what is written there comes out at ``backend``."""
+
+        def put(data: bytes) -> None:
+            for byte in data:
+                backend.put(byte)  # there is no flow control: what doesn't fit is lost
+
+        self.pio.add(layout.DEBUG_CONSOLE, 1, DebugConsole(put), "debug console", max_size=1)
+
+    def add_debug_exit(self) -> None:
+        """Port 0xF4: a write ends the machine."""
+        device = DebugExit(self._requests.debug_exit)
+        self.pio.add(layout.DEBUG_EXIT, 4, device, "debug exit", max_size=4)
+
+    def assign_pci_addresses(self) -> None:
+        """Give every BAR its address; after the last PCI device was added."""
+        self.pci.assign_bars()
+
+    def quiesce(self) -> None:
+        """Bring the disks to rest: nobody touches guest memory or an image any more."""
+        for disk in self.disks:
+            disk.reset()
+
+    def close(self) -> None:
+        """Release what the devices have of the host's; the board is of no use afterwards."""
+        for disk in self.disks:
+            disk.close()

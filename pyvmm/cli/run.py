@@ -1,0 +1,163 @@
+"""``pyvmm run``: parse, build a configuration, supervise a machine, print how it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pyvmm.config import (
+    DEFAULT_MEMORY,
+    ENTRIES,
+    ON_REBOOT,
+    CpuConfig,
+    DiskConfig,
+    MachineConfig,
+    command_line,
+    format_size,
+    parse_seconds,
+    parse_size,
+)
+from pyvmm.supervisor import Expectations, Supervisor, compile_patterns
+
+FILE = click.Path(readable=False)
+"""For shell completion; what is wrong with a file, whoever opens it says better."""
+
+
+@click.command()
+@click.option("-k", "--kernel", type=FILE, required=True, metavar="FILE",
+              help="bzImage or ELF kernel.")  # fmt: skip
+@click.option("-i", "--initrd", type=FILE, metavar="FILE", help="Initial RAM disk.")
+@click.option(
+    "-d",
+    "--disk",
+    "disks",
+    type=FILE,
+    multiple=True,
+    metavar="FILE[,readonly=on][,serial=TEXT]",
+    help="Raw image or block device, as /dev/vda; again for vdb and on.",
+)
+@click.option(
+    "-m",
+    "--memory",
+    default=format_size(DEFAULT_MEMORY).replace(" MiB", "M"),
+    show_default=True,
+    metavar="SIZE",
+    help="Guest memory: 512M, 2G; a plain number is MiB.",
+)
+@click.option("-c", "--cpus", type=int, default=1, show_default=True, help="Number of vCPUs.")
+@click.option(
+    "--cpu",
+    default="host",
+    show_default=True,
+    metavar="host[,-FEATURE][,+FEATURE]",
+    help="CPU model, with features (as in /proc/cpuinfo) hidden from the guest.",
+)
+@click.option(
+    "-a",
+    "--append",
+    multiple=True,
+    metavar="TEXT",
+    help="Add to the kernel's command line; may be repeated.",
+)
+@click.option(
+    "--no-default-append",
+    is_flag=True,
+    help="Start from an empty command line, not 'console=ttyS0 reboot=k panic=-1'.",
+)
+@click.option(
+    "--entry",
+    type=click.Choice(ENTRIES),
+    default="auto",
+    show_default=True,
+    help="How to enter the kernel: 64- or 32-bit Linux boot protocol, PVH; 'real' takes the file"
+    " for a flat binary and starts it in real mode.",
+)
+@click.option(
+    "--serial",
+    multiple=True,
+    metavar="stdio|null|pty|file:PATH",
+    help="Where a serial port goes: COM1 first, up to four.  [default: stdio]",
+)
+@click.option(
+    "--timeout", metavar="SECONDS", help="End the guest after that time, with status 124."
+)
+@click.option("--expect", metavar="REGEX", help="End with status 0 once the console prints this.")
+@click.option(
+    "--fail-on",
+    multiple=True,
+    metavar="REGEX",
+    help="End with status 5 if the console prints this; may be repeated.",
+)
+@click.option(
+    "--on-reboot",
+    type=click.Choice(ON_REBOOT),
+    default="exit",
+    show_default=True,
+    help="What a reboot does: end the run, with status 0.",
+)
+@click.option("--debug-console", is_flag=True, help="Add a debug console at port 0xE9.")
+@click.option(
+    "--debug-exit",
+    is_flag=True,
+    help="Add a debug exit port at 0xF4: writing v there ends with status 2v + 1.",
+)
+def run(**options: Any) -> None:
+    """Run a kernel in a virtual machine, with the guest's serial port on this terminal.
+
+    Ctrl-A x quits, Ctrl-A h lists the other keys. Without a terminal the console is plain stdin
+    and stdout.
+
+    \b
+    Examples:
+      pyvmm run --kernel bzImage --disk disk.raw
+      pyvmm run -k bzImage -i initrd.img -m 1G -c 2 -a quiet
+      pyvmm run -k vmlinux -d root.raw,readonly=on -a "ro init=/bin/sh"
+      pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
+
+    \b
+    Exit status:
+      0    the guest powered off or rebooted, or --expect was met
+      1    a bad image, a missing file, no usable /dev/kvm, another host error
+      2    usage
+      3    the guest's kernel panicked
+      4    the guest crashed: triple fault, KVM internal error, failed entry
+      5    the guest ended without --expect, or --fail-on came
+      124  --timeout ran out
+      130  interrupted from the terminal (128 + n: by signal n)
+      2v+1 the guest wrote v to the debug exit port
+    """
+    config = _machine_config(options)
+    timeout, expect = options["timeout"], options["expect"]
+    expectations = Expectations(
+        timeout=None if timeout is None else parse_seconds(timeout, "--timeout"),
+        expect=None if expect is None else compile_patterns("--expect", [expect])[0],
+        fail_on=compile_patterns("--fail-on", options["fail_on"]),
+    )
+    supervisor = Supervisor(config, expectations)
+    outcome = supervisor.run()
+    supervisor.report(outcome)
+    click.get_current_context().exit(outcome.status)
+
+
+def _machine_config(options: dict[str, Any]) -> MachineConfig:
+    disks = tuple(DiskConfig.parse(text) for text in options["disks"])
+    return MachineConfig(
+        kernel=options["kernel"],
+        initrd=options["initrd"],
+        command_line=command_line(
+            options["append"],
+            default=not options["no_default_append"],
+            has_disk=bool(disks),
+            has_initrd=options["initrd"] is not None,
+        ),
+        memory_size=parse_size(options["memory"], "--memory"),
+        cpus=options["cpus"],
+        cpu=CpuConfig.parse(options["cpu"]),
+        disks=disks,
+        serial=options["serial"] or ("stdio",),
+        entry=options["entry"],
+        on_reboot=options["on_reboot"],
+        debug_console=options["debug_console"],
+        debug_exit=options["debug_exit"],
+    )

@@ -1,0 +1,329 @@
+"""Runs a machine on this process's terminal and says how it went: what ``pyvmm run`` does.
+
+The supervisor opens the consoles, watches what the guest prints for panics and for the user's
+patterns, keeps the time, minds the signals, and gives the verdict. The machine itself only knows
+how it ended; what the console said outranks that, because a kernel that panics then reboots.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NamedTuple
+
+from pyvmm.backends.character import CharacterBackend
+from pyvmm.backends.streams import StreamBackend, open_file, open_pty
+from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
+from pyvmm.config import MachineConfig
+from pyvmm.console_watch import ConsoleWatch
+from pyvmm.errors import ConfigError, GuestFaults
+from pyvmm.eventloop import EventLoop
+from pyvmm.machine import Machine
+from pyvmm.outcome import Outcome, Reason
+
+PANIC_GRACE_NS = 500_000_000
+"""From a panic's first line to the end of the run, so that the register dump and stack trace that
+follow it are printed; its last line ends the run at once."""
+
+FLUSH_SECONDS = 1.0
+"""How long a reader of the console may take to fetch the last lines."""
+
+MAX_QUOTE = 160
+"""How much of a guest's line the last line quotes."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Expectations(NamedTuple):
+    """What a run must and must not do.
+
+    ``timeout`` is in seconds; ``expect`` and ``fail_on`` are searched in each line of the guest's
+    consoles, and in a line that isn't finished yet (a prompt).
+    """
+
+    timeout: float | None = None
+    expect: re.Pattern[bytes] | None = None
+    fail_on: tuple[re.Pattern[bytes], ...] = ()
+
+
+class Interrupted(BaseException):
+    """A signal asked us to end. Raised in the main thread by the handler, because a handler that
+    took a lock could find it held by the very code that it interrupted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Supervisor:
+    """One run of one machine. Use from the main thread, once: :meth:`run`."""
+
+    def __init__(self, config: MachineConfig, expectations: Expectations) -> None:
+        self._config = config
+        self._expectations = expectations
+        self._terminal = RawMode(sys.stdin.fileno()) if sys.stdin is not None else RawMode(-1)
+        self._loop = EventLoop()
+        self._streams: list[StreamBackend] = []
+        self._watches: list[ConsoleWatch] = []
+        self._panic: str | None = None
+        self._panic_timer = self._loop.timer(self._panic_over)
+        self._matched: tuple[Reason, str] | None = None
+        self._at_line_start = True
+        self._machine: Machine | None = None
+
+    def run(self) -> Outcome:
+        """Build the machine, run it to its end, and return the verdict.
+
+        Raises :class:`~pyvmm.errors.PyvmmError` if it can't be started. An exception on one of
+        the machine's threads is raised here. The terminal is restored in all cases.
+        """
+        try:
+            with self._signals():
+                consoles = [self._open(place) for place in self._config.serial]
+                faults = GuestFaults(self.say)
+                self._machine = Machine(self._config, consoles, loop=self._loop, faults=faults)
+                with self._terminal:
+                    return self._supervise(self._machine)
+        except Interrupted as interrupt:
+            return Outcome(Reason.INTERRUPTED, value=interrupt.number)
+
+    def _supervise(self, machine: Machine) -> Outcome:
+        gc.freeze()  # what start-up made stays; see pyvmm.cli
+        gc.enable()
+        try:
+            with _signals_blocked():
+                for stream in self._streams:
+                    stream.start()
+                machine.start()
+            if not machine.wait(self._expectations.timeout):
+                machine.end(Reason.TIMEOUT)
+        except Interrupted as interrupt:
+            name = signal.Signals(interrupt.number).name
+            machine.end(Reason.INTERRUPTED, f"by {name}", value=interrupt.number)
+        finally:
+            machine.stop()
+            for stream in self._streams:
+                stream.close(FLUSH_SECONDS)
+            outcome = machine.close()
+        if machine.failure is not None:
+            raise machine.failure
+        self._terminal.restore()
+        if not self._at_line_start and _share_a_screen(1, 2):
+            _print_to_stderr("")
+        return self._verdict(outcome)
+
+    def _verdict(self, outcome: Outcome) -> Outcome:
+        """What the machine says of its end, unless the console said something of more weight."""
+        if self._panic is not None:
+            detail = _quote(self._panic)
+            return outcome._replace(reason=Reason.PANIC, detail=detail, report=())
+        if self._matched is not None:
+            reason, line = self._matched
+            return outcome._replace(reason=reason, detail=_quote(line), report=())
+        ended_by_itself = outcome.reason in (Reason.POWER_OFF, Reason.REBOOT)
+        expect = self._expectations.expect
+        if ended_by_itself and expect is not None:
+            detail = f"guest {outcome.reason.value} without {os.fsdecode(expect.pattern)!r}"
+            return outcome._replace(reason=Reason.MISSED, detail=detail)
+        gave_up = outcome.reason in (Reason.TIMEOUT, Reason.INTERRUPTED)
+        if gave_up and not any(watch.tail() for watch in self._watches):
+            return _explain_silence(outcome)
+        return outcome
+
+    def say(self, line: str) -> None:
+        """A line of our own on stderr."""
+        _print_to_stderr(f"pyvmm: {line}")
+
+    def report(self, outcome: Outcome) -> None:
+        """Say on stderr how the run went: what explains a crash; then, as the last line, which end
+        it was and why."""
+        for line in outcome.report:
+            _print_to_stderr(line)
+        self.say(outcome.sentence)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first signal raises Interrupted. Another one means that the end takes too long for
+        somebody: it ends the process on the spot, with nothing but the terminal put right.
+
+        A signal that was ignored when we were started stays so: that is how nohup(1), and a script
+        that starts something in the background, protect it. SIGCONT means that a shell has brought
+        us back to the foreground (`fg`), and it had put its own settings on the terminal."""
+        interrupted = False
+
+        def handle(number: int, _: FrameType | None) -> None:
+            nonlocal interrupted
+            if interrupted:
+                self._terminal.restore()
+                os._exit(128 + number)
+            interrupted = True
+            raise Interrupted(number)
+
+        handlers = {each: handle for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
+        handlers[signal.SIGCONT] = lambda *_: self._terminal.resume()
+        before = {each: signal.signal(each, handler) for each, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _open(self, place: str) -> CharacterBackend:
+        """The backend that ``--serial PLACE`` means."""
+        kind, _, path = place.partition(":")
+        watch = self._watch()
+        stream: StreamBackend
+        if place == "null":
+            stream = StreamBackend(self._loop, None, None, on_output=watch.feed)
+        elif place == "stdio":
+            stream = self._open_stdio(watch)
+        elif place == "pty":
+            stream = open_pty(self._loop, self._announce, on_output=watch.feed)
+        elif kind == "file" and path:
+            stream = self._open_file(path, watch)
+        else:
+            raise ConfigError(
+                f"--serial: {place!r} is not understood", "use stdio, null, pty or file:PATH"
+            )
+        self._streams.append(stream)
+        return stream
+
+    def _open_stdio(self, watch: ConsoleWatch) -> StreamBackend:
+        keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
+        # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
+        input_fd = None if os.isatty(0) and keys is None else 0
+
+        def on_output(data: bytes) -> None:
+            self._at_line_start = data.endswith(b"\n")
+            watch.feed(data)
+
+        return StreamBackend(
+            self._loop, input_fd, 1, keys=keys, on_output=on_output, on_lost=self._stdout_lost
+        )
+
+    def _open_file(self, path: str, watch: ConsoleWatch) -> StreamBackend:
+        inputs = [self._config.kernel, self._config.initrd, *(d.path for d in self._config.disks)]
+        for other in inputs:
+            with suppress(OSError):
+                if other is not None and os.path.samefile(path, other):
+                    raise ConfigError(f"--serial: {path} is an image that the guest needs")
+
+        def lost(error: OSError) -> None:
+            self.say(f"the console's output to {path} is lost: {error.strerror}")
+
+        return open_file(self._loop, path, on_output=watch.feed, on_lost=lost)
+
+    def _stdout_lost(self, error: OSError) -> None:
+        """`pyvmm run | head`: when the reader has gone, so do we, as a filter would. A full file
+        system is no reason to end the guest."""
+        if error.errno == errno.EPIPE:
+            self._end(
+                Reason.INTERRUPTED, "because nobody reads its console any more", signal.SIGPIPE
+            )
+        else:
+            self.say(f"the console's output is lost: {error.strerror}")
+
+    def _escape_keys(self) -> dict[str, Key]:
+        def quit_machine() -> None:
+            self._end(Reason.INTERRUPTED, "from the terminal")
+
+        def send_break() -> None:
+            for stream in self._streams:
+                stream.send_break()
+
+        def press_power_button() -> None:
+            if self._machine is not None:
+                self._machine.power_button()
+
+        return {
+            "x": Key("quit: end the guest at once", quit_machine),
+            "p": Key("press the power button", press_power_button),
+            "r": Key("reset", lambda: self._end(Reason.REBOOT)),
+            "b": Key("send a break (Linux: the SysRq key)", send_break),
+        }
+
+    def _announce(self, name: str) -> None:
+        self.say(f"a serial port is at {name}")
+
+    def _watch(self) -> ConsoleWatch:
+        wanted = self._expectations
+        patterns = [p for p in (wanted.expect, *wanted.fail_on) if p is not None]
+        watch = ConsoleWatch(patterns, self._match, self._panicked, lambda _: self._panic_over())
+        self._watches.append(watch)
+        return watch
+
+    def _match(self, pattern: re.Pattern[bytes], line: str) -> None:
+        expected = pattern is self._expectations.expect
+        reason = Reason.EXPECTED if expected else Reason.FAILED
+        if self._matched is None:
+            self._matched = reason, line
+        self._end(reason, line)
+
+    def _panicked(self, message: str) -> None:
+        if self._matched is None:
+            self._panic = message
+        self._panic_timer.arm(self._loop.now_ns() + PANIC_GRACE_NS)
+
+    def _panic_over(self) -> None:
+        self._end(Reason.PANIC)
+
+    def _end(self, reason: Reason, detail: str = "", value: int = 0) -> None:
+        if self._machine is not None:
+            self._machine.end(reason, detail, value=value)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Threads started in here leave the signals to this one, the only one where Python acts on
+    them: the kernel gives a signal to any thread that takes it, and waiting isn't interrupted by
+    what another one got."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGCONT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _print_to_stderr(line: str) -> None:
+    """If nobody reads stderr any more, the guest goes on, and the status is what it was."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _explain_silence(outcome: Outcome) -> Outcome:
+    """A stock kernel on software KVM doesn't always crash: it may stand still before its first
+    word, and leave its user to wonder."""
+    from pyvmm.crash import SOFTWARE_KVM_ADVICE
+    from pyvmm.kvm.system import host_has_hardware_kvm
+
+    return outcome if host_has_hardware_kvm() else outcome._replace(report=SOFTWARE_KVM_ADVICE)
+
+
+def _share_a_screen(first: int, second: int) -> bool:
+    """Whether two descriptors are the same terminal, file or pipe."""
+    try:
+        return os.path.sameopenfile(first, second)
+    except OSError:
+        return False  # one of them is closed
+
+
+def _quote(line: str) -> str:
+    """A line of the guest's as part of one of ours: without its padding, and not too long."""
+    text = " ".join(line.split())
+    return f'"{text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE] + "…"}"'
+
+
+def compile_patterns(option: str, texts: Sequence[str]) -> tuple[re.Pattern[bytes], ...]:
+    """Regular expressions over the console's bytes. ConfigError names the option."""
+    if "" in texts:  # a script's variable that isn't set
+        raise ConfigError(f"{option}: the pattern is empty")
+    try:
+        return tuple(re.compile(os.fsencode(text)) for text in texts)
+    except re.error as error:
+        raise ConfigError(f"{option}: not a regular expression: {error}") from error
