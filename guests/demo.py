@@ -1,0 +1,99 @@
+"""The demonstration: Debian's kernel, busybox on a disk image, and the result on the host.
+
+``python -m guests.demo`` boots a fresh copy of the root disk, has the guest's own ``demo`` command
+write a file there, and afterwards looks for that file in the image. ``--shell`` boots the copy
+that is there, for use by hand. Both run ``pyvmm`` where KVM can run Linux: here, or else in the
+lab.
+"""
+
+import argparse
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from guests import artefacts, debian, disk, initramfs, kernel
+
+LAB = artefacts.PROJECT / "tests/lab/lab.py"
+IMAGE = artefacts.BUILD / "lab-out/demo.raw"  # Where the lab's writes reach the host's disk.
+FILE = "/demo.txt"
+TIMEOUT_SECONDS = 300  # In the lab it needs a tenth of that.
+STATUS_QUIT = 130  # pyvmm's, after Ctrl-A x: here the ordinary end.
+
+
+class DemoError(Exception):
+    """The demonstration has failed, and this is the sentence about it."""
+
+
+def demonstrate() -> None:
+    """Boot, let the guest write, power off, and read what it has written."""
+    copy_image()
+    nonce = secrets.token_hex(8)
+    command = [*machine(), "--append", f'job="demo {nonce}"']
+    status = run(["--timeout", str(TIMEOUT_SECONDS)], command)
+    if status != 0:
+        raise DemoError(f"pyvmm ended with status {status}")
+    print(f"\n$ debugfs -R 'cat {FILE}' {shown(IMAGE)}", flush=True)
+    content = disk.read_file(IMAGE, FILE)
+    print(content, end="", flush=True)
+    if not content.startswith(nonce):
+        raise DemoError(f"the guest's {FILE} isn't in the image")
+    print("demo: the guest's file is in the image, and pyvmm's exit status was 0")
+
+
+def interact() -> int:
+    """Boot for use by hand; return pyvmm's exit status."""
+    if not IMAGE.exists():
+        copy_image()
+    print("shell: `poweroff` or Ctrl-A x ends it", file=sys.stderr)
+    status = run(["--tty"], [*machine(), "--append", "quiet"])
+    return 0 if status == STATUS_QUIT else status
+
+
+def machine() -> list[str]:
+    """The command that starts the demonstration's machine."""
+    image, initrd = kernel.build("cloud"), initramfs.build("cloud")
+    paths = {"--kernel": image, "--initrd": initrd, "--disk": IMAGE}
+    options = [word for option, path in paths.items() for word in (option, shown(path))]
+    return [".venv/bin/pyvmm", "run", *options, "--memory", "256M"]
+
+
+def copy_image() -> None:
+    """Put a fresh copy of the root disk where the machine shall find it."""
+    pristine = disk.build()
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pristine, IMAGE)
+
+
+def run(lab_options: list[str], command: list[str]) -> int:
+    """Run a command where KVM can run Linux, saying what is run; return its exit status."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    return subprocess.run([sys.executable, LAB, *lab_options, "--", *command]).returncode
+
+
+def shown(path: Path) -> str:
+    """Name a path as seen from the checkout, where all commands run."""
+    return str(path.relative_to(artefacts.PROJECT))
+
+
+def main() -> int:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Boot Debian's kernel with busybox on a disk.")
+    parser.add_argument("--shell", action="store_true", help="interactive")
+    options = parser.parse_args()
+    try:
+        if options.shell:
+            return interact()
+        demonstrate()
+    except (DemoError, debian.PackageError) as error:
+        print(f"demo: FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

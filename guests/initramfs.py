@@ -1,0 +1,78 @@
+"""The guests' initramfs: busybox, and a kernel's modules for the disk and the power button.
+
+``python3 -m guests.initramfs [FLAVOUR]`` makes ``build/initramfs/FLAVOUR.cpio.gz`` (the default:
+cloud) and prints its path. It also starts kernels without those modules; it then uses what they
+have built in. The flavour ``none`` has no modules at all.
+"""
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+
+from guests import artefacts, busybox, cpio, debian, kernel
+
+INIT = artefacts.PROJECT / "guests/init"
+ROOT = artefacts.PROJECT / "guests/root"
+MODULES = ["virtio_pci", "virtio_blk", "ext4", "button", "evdev"]
+
+
+def build(flavour: str = "cloud", modules: list[str] = MODULES, name: str | None = None) -> Path:
+    """Make the initramfs for a kernel flavour unless it is fresh; return its path."""
+    program = busybox.build()
+    files = []
+    if flavour != "none":
+        kernel.build(flavour)
+        files = kernel.module_files(flavour, modules)
+    target = artefacts.BUILD / "initramfs" / f"{name or flavour}.cpio.gz"
+    sources = [Path(__file__), Path(cpio.__file__), INIT, ROOT, program, *files]
+    inputs = artefacts.digest(sources, flavour)
+    with artefacts.lock():
+        if not artefacts.is_fresh(target, inputs):
+            with artefacts.making(target, inputs) as unfinished:
+                archive = cpio.Archive()
+                archive.file("init", INIT.read_bytes(), 0o755)
+                archive.tree(ROOT)
+                add_busybox(archive, program)
+                if files:
+                    add_modules(archive, files, kernel.release(flavour))
+                unfinished.write_bytes(gzip.compress(bytes(archive), mtime=0))
+    return target
+
+
+def add_busybox(archive: cpio.Archive, program: Path) -> None:
+    """Add busybox with all its commands, and what a root needs to mount and to start with."""
+    archive.file("bin/busybox", program.read_bytes(), 0o755)
+    for applet in busybox.applets(program):
+        archive.symlink(applet, "/bin/busybox")
+    for directory in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/log"):
+        archive.directory(directory)
+    archive.character_device("dev/console", 5, 1)
+
+
+def add_modules(archive: cpio.Archive, files: list[Path], release: str) -> None:
+    """Add modules, and ``lib/modules/RELEASE/order``, which names them as they are to be loaded."""
+    directory = f"lib/modules/{release}"
+    for file in files:
+        archive.file(f"{directory}/{file.name}", file.read_bytes())
+    order = "".join(f"{file.name}\n" for file in files)
+    archive.file(f"{directory}/order", order.encode())
+
+
+def main() -> None:
+    """Build the initramfs that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Make the guests' initramfs.")
+    parser.add_argument(
+        "flavour", nargs="?", default="cloud", choices=[*kernel.METAPACKAGES, "none"]
+    )
+    parser.add_argument("--module", action="append", default=[], help="one more; repeatable")
+    parser.add_argument("--name", help="of the file, if not the flavour's")
+    options = parser.parse_args()
+    try:
+        print(build(options.flavour, MODULES + options.module, options.name))
+    except debian.PackageError as error:
+        sys.exit(f"guests: {error}")
+
+
+if __name__ == "__main__":
+    main()
