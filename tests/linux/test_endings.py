@@ -1,0 +1,108 @@
+"""How a Linux guest's end is reported: exit status, last line, and how soon."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from kvm.command import Running
+from linux.boot import Images, boot, boot_command, job
+
+PROMPT_SOON = 20
+"""Seconds in which a busy lab surely does what takes a moment. What "within a second" means for
+the VMM is tested in the kvm tier, where nothing is emulated."""
+
+
+def options(images: Images, *more: str) -> tuple[str, ...]:
+    return ("--initrd", str(images.initrd), *more)
+
+
+def test_power_off(images: Images) -> None:
+    ended = boot(images.bzimage, *options(images, *job("true")))
+    assert ended.status == 0
+    assert re.fullmatch(r"pyvmm: guest powered off after \d+\.\d\d s\n", ended.stderr)
+
+
+@pytest.mark.parametrize("how", ["k", "a", "p"])
+def test_reboot(images: Images, how: str) -> None:
+    """By the keyboard controller, by ACPI's reset register, by port 0xCF9."""
+    ended = boot(
+        images.bzimage, *options(images, "--append", f"reboot={how}", *job("true", "reboot"))
+    )
+    assert ended.status == 0
+    assert "guest rebooted" in ended.stderr
+
+
+def test_a_panic_ends_the_run_with_its_message(images: Images) -> None:
+    ended = boot(images.bzimage, *options(images, *job("true", "panic")))
+    assert ended.status == 3
+    assert ended.stderr.startswith('pyvmm: guest panicked: "sysrq triggered crash" after')
+    assert any("panic+0x" in line for line in ended.lines)  # the trace was still printed
+
+
+def test_a_panic_that_hangs_ends_the_run_too(images: Images) -> None:
+    """With panic=0 Linux stops for ever; nobody should wait for the timeout."""
+    ended = boot(images.bzimage, *options(images, "--append", "panic=0", *job("true", "panic")))
+    assert ended.status == 3
+
+
+def test_a_dead_init_is_a_panic(images: Images) -> None:
+    ended = boot(images.bzimage, *options(images, "--append", "quiet rdinit=/bin/true"))
+    assert ended.status == 3
+    assert "Attempted to kill init" in ended.stderr
+
+
+def test_a_hanging_guest_times_out(images: Images) -> None:
+    ended = boot(
+        images.bzimage, *options(images, *job("echo now: hanging", "hang"), "--timeout", "20")
+    )
+    assert ended.status == 124
+    assert ended.value("now") == "hanging"
+    assert "timeout" in ended.stderr
+
+
+def test_expect_ends_the_run(images: Images) -> None:
+    ended = boot(
+        images.bzimage,
+        *options(images, *job("echo found: it; sleep 1000"), "--expect", "^found: .t"),
+    )
+    assert ended.status == 0
+    assert "found: it" in ended.stderr
+
+
+def test_fail_on_ends_the_run(images: Images) -> None:
+    ended = boot(
+        images.bzimage,
+        *options(images, *job("echo BUG: bad; sleep 1000"), "--expect", "x{9}", "--fail-on", "BUG"),
+    )
+    assert ended.status == 5
+    assert "BUG: bad" in ended.stderr
+
+
+def test_what_was_expected_did_not_come(images: Images) -> None:
+    ended = boot(images.bzimage, *options(images, *job("true"), "--expect", "never this"))
+    assert ended.status == 5
+    assert "never this" in ended.stderr
+
+
+def test_a_shell_on_a_pipe(images: Images) -> None:
+    """Commands typed ahead of the boot reach the shell."""
+    ended = boot(
+        images.bzimage,
+        *options(images, "--append", "quiet"),
+        stdin=b"echo six times seven: $((6*7))\npoweroff -f\n",
+    )
+    assert ended.status == 0
+    assert ended.value("six times seven") == "42"
+
+
+def test_sigterm_ends_the_run(images: Images) -> None:
+    running = Running(boot_command(images.bzimage, *options(images, *job("echo up:", "hang"))))
+    running.read_until(b"up:")
+    start = time.monotonic()
+    running.process.terminate()
+    status, _, stderr = running.finish()
+    assert status == 143
+    assert "SIGTERM" in stderr
+    assert time.monotonic() - start < PROMPT_SOON

@@ -1,0 +1,111 @@
+"""The board: everything in its place, and what devices ask of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from unit.fakes import FakeClock, FakeMsi
+
+from pyvmm import layout
+from pyvmm.backends.character import NullBackend
+from pyvmm.board import Board, Requests, Wiring
+from pyvmm.errors import GuestFaults
+from pyvmm.interrupts import IrqLine
+from pyvmm.memory import MIB, GuestMemory
+
+
+class NoDoorbells:
+    """A host without ioeventfds that could be attached: the bus takes the writes."""
+
+    def attach(self, address: int, length: int, eventfd: int) -> None:
+        pass
+
+    def detach(self, address: int, length: int, eventfd: int) -> None:
+        pass
+
+
+class Bench:
+    """A board, and what it did to its surroundings."""
+
+    def __init__(self) -> None:
+        self.levels: dict[int, bool] = {}
+        self.wishes: list[str] = []
+        self.said: list[str] = []
+        memory = GuestMemory(4 * MIB)
+        wiring = Wiring(
+            memory=memory,
+            line=self.line,
+            msi=FakeMsi(),
+            doorbells=NoDoorbells(),
+            clock=FakeClock(),
+            faults=GuestFaults(self.said.append),
+        )
+        requests = Requests(
+            power_off=lambda: self.wishes.append("power off"),
+            reset=lambda: self.wishes.append("reset"),
+            panicked=lambda: self.wishes.append("panicked"),
+            debug_exit=lambda value: self.wishes.append(f"exit {value}"),
+            failed=lambda error: self.wishes.append(f"failed {error!r}"),
+        )
+        self.board = Board(wiring, requests)
+
+    def line(self, gsi: int) -> IrqLine:
+        def drive(level: bool) -> None:
+            self.levels[gsi] = level
+
+        return IrqLine(drive)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.board.close()
+
+
+def test_the_ports_of_a_pc(bench: Bench) -> None:
+    """The places that QEMU, kernels and firmware agree on."""
+    for _ in range(4):
+        bench.board.add_serial_port(NullBackend())
+    places = {found.base: found.name for found in bench.board.pio.ranges()}
+    for port in (0x40, 0x60, 0x61, 0x64, 0x70, 0x80, 0x3F8, 0x2F8, 0x3E8, 0x2E8, 0x505, 0xCF8):
+        assert port in places
+    assert {0x600, 0x604, 0x608} <= set(places)
+    assert not {0xE9, 0xF4} & set(places)  # only on request
+    assert [found.base for found in bench.board.mmio.ranges()] == [layout.ECAM]
+
+
+@pytest.mark.parametrize(
+    ("port", "size", "value", "wish"),
+    [
+        (0x604, 2, layout.SLP_TYP_S5 << 10 | 1 << 13, "power off"),
+        (0xCF9, 1, 0x06, "reset"),
+        (0x64, 1, 0xFE, "reset"),
+        (0x92, 1, 0x01, "reset"),
+        (0x505, 1, 0x01, "panicked"),
+    ],
+)
+def test_wishes(bench: Bench, port: int, size: int, value: int, wish: str) -> None:
+    if port == 0xCF9:
+        bench.board.pio.write(port, 1, 0x02)
+    bench.board.pio.write(port, size, value)
+    assert bench.wishes == [wish]
+
+
+def test_a_loaded_crash_kernel_is_no_end(bench: Bench) -> None:
+    bench.board.pio.write(layout.PVPANIC, 1, 2)
+    assert bench.wishes == []
+
+
+def test_com1_and_com3_share_irq_4(bench: Bench) -> None:
+    for _ in range(4):
+        bench.board.add_serial_port(NullBackend())
+    for base in (0x3F8, 0x3E8):
+        bench.board.pio.write(base + 4, 1, 0x08)  # MCR.OUT2 lets the interrupt out
+        bench.board.pio.write(base + 1, 1, 0x02)  # IER.ETBEI: the transmitter is empty
+    assert bench.levels[4] is True
+    bench.board.pio.write(0x3F8 + 1, 1, 0)
+    assert bench.levels[4] is True  # COM3 still wants it
+    bench.board.pio.write(0x3E8 + 1, 1, 0)
+    assert bench.levels[4] is False

@@ -1,0 +1,159 @@
+"""What users write, as a configuration or one clear sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.config import (
+    DEFAULT_COMMAND_LINE,
+    CpuConfig,
+    DiskConfig,
+    MachineConfig,
+    command_line,
+    format_size,
+    parse_seconds,
+    parse_size,
+)
+from pyvmm.errors import ConfigError
+from pyvmm.memory import GIB, KIB, MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512", 512 * MIB),
+        ("512M", 512 * MIB),
+        ("512m", 512 * MIB),
+        ("512MB", 512 * MIB),
+        ("512MiB", 512 * MIB),
+        ("2G", 2 * GIB),
+        ("1.5G", 1536 * MIB),
+        ("64k", 64 * KIB),
+        ("4096B", 4096),
+        (" 1G ", GIB),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text, "--memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "lots", "1X", "1GG", "0.1B", "nan", "infG", "1 0G"])
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--memory.*is not a size") as error:
+        parse_size(text, "--memory")
+    assert "512M" in error.value.hint
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("0.5", 0.5), ("1e9", 1e9)])
+def test_times(text: str, seconds: float) -> None:
+    assert parse_seconds(text, "--timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "10s", "nan", "inf", "1e10"])
+def test_what_is_not_a_time(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--timeout.*is not a time"):
+        parse_seconds(text, "--timeout")
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_or_an_error(text: str) -> None:
+    try:
+        assert isinstance(parse_size(text, "--memory"), int)
+    except ConfigError:
+        pass
+
+
+@given(st.integers(1, 1 << 40))
+def test_a_formatted_size_reads_back(size: int) -> None:
+    text = format_size(size)
+    assert parse_size(text.replace(" bytes", "B").replace(" ", ""), "--memory") == size
+
+
+class TestDisk:
+    def test_a_path_alone(self) -> None:
+        assert DiskConfig.parse("disk.raw") == DiskConfig("disk.raw", False, "")
+
+    def test_options(self) -> None:
+        disk = DiskConfig.parse("/tmp/a b.raw,readonly=on,serial=X 1")
+        assert disk == DiskConfig("/tmp/a b.raw", True, "X 1")
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("", "path is empty"),
+            (",readonly=on", "path is empty"),
+            ("d,readonly", "'readonly' is not understood"),
+            ("d,readonly=yes", "neither 'on' nor 'off'"),
+            ("d,cache=none", "'cache=none' is not understood"),
+            ("d,", "'' is not understood"),
+            ("d,serial=123456789012345678901", "over 20 bytes"),
+            ("d,serial=ääääääääääää", "over 20 bytes"),
+        ],
+    )
+    def test_errors(self, text: str, said: str) -> None:
+        with pytest.raises(ConfigError, match=said) as error:
+            DiskConfig.parse(text)
+        assert "--disk" in str(error.value)
+
+
+class TestCpu:
+    def test_features(self) -> None:
+        assert CpuConfig.parse("host").features == ()
+        assert CpuConfig.parse("host,-avx2,+aes").features == (("avx2", False), ("aes", True))
+
+    @pytest.mark.parametrize("text", ["", "max", "host,avx", "host,", "host,-", "host,+"])
+    def test_errors(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--cpu"):
+            CpuConfig.parse(text)
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("field", "value", "option"),
+        [
+            ("memory_size", 1 * MIB, "--memory"),
+            ("memory_size", -1, "--memory"),
+            ("memory_size", 65 * GIB, "--memory"),
+            ("memory_size", 64 * MIB + 1, "--memory"),
+            ("cpus", 0, "--cpus"),
+            ("cpus", 65, "--cpus"),
+            ("disks", (DiskConfig("d"),) * 17, "--disk"),
+            ("serial", ("null",) * 5, "--serial"),
+            ("entry", "16", "--entry"),
+            ("on_reboot", "explode", "--on-reboot"),
+            ("command_line", "a\0b", "--append"),
+        ],
+    )
+    def test_errors_name_the_option(self, field: str, value: Any, option: str) -> None:
+        with pytest.raises(ConfigError, match=option):
+            MachineConfig(kernel="k", **{field: value})
+
+    @pytest.mark.parametrize("size", [2 * MIB, 64 * MIB, 5 * GIB, 64 * GIB])
+    def test_memory_sizes(self, size: int) -> None:
+        assert MachineConfig(kernel="k", memory_size=size).memory_size == size
+
+
+class TestCommandLine:
+    def test_default(self) -> None:
+        assert command_line() == DEFAULT_COMMAND_LINE
+
+    def test_a_disk_is_the_root(self) -> None:
+        line = command_line(["quiet"], has_disk=True)
+        assert line == f"{DEFAULT_COMMAND_LINE} root=/dev/vda rw quiet"
+
+    def test_an_initrd_knows_better(self) -> None:
+        assert "root=" not in command_line(has_disk=True, has_initrd=True)
+
+    def test_a_root_that_is_given(self) -> None:
+        line = command_line(["ro root=/dev/vdb"], has_disk=True)
+        assert line == f"{DEFAULT_COMMAND_LINE} ro root=/dev/vdb"
+
+    def test_another_word_with_root_in_it(self) -> None:
+        assert "root=/dev/vda" in command_line(["nfsroot=x"], has_disk=True)
+
+    def test_without_the_default(self) -> None:
+        assert command_line(["a", "", "b c"], default=False, has_disk=True) == "a b c"

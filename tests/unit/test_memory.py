@@ -1,0 +1,158 @@
+"""Guest memory: what is inside, what is outside, and that nothing reaches beyond."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.memory import GIB, MIB, MMIO_HOLE_END, MMIO_HOLE_START, PAGE_SIZE, GuestMemory
+
+SIZE = 1 * MIB
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory(SIZE)
+    yield memory
+    memory.close()
+
+
+@pytest.fixture(scope="module")
+def split() -> Iterator[GuestMemory]:
+    """Memory with a part above the hole; nothing of it is ever touched but a few pages."""
+    memory = GuestMemory(MMIO_HOLE_START + 1 * GIB)
+    yield memory
+    memory.close()
+
+
+def test_starts_as_zeros(memory: GuestMemory) -> None:
+    assert memory.read(0, SIZE) == bytes(SIZE)
+
+
+def test_numbers_are_little_endian(memory: GuestMemory) -> None:
+    memory.write_u64(0x100, 0x0807_0605_0403_0201)
+    assert memory.read(0x100, 8) == bytes(range(1, 9))
+    assert memory.read_u8(0x101) == 0x02
+    assert memory.read_u16(0x101) == 0x0302
+    assert memory.read_u32(0x101) == 0x0504_0302
+    memory.write_u8(0x100, 0xFF)
+    memory.write_u16(0x102, 0xAABB)
+    memory.write_u32(0x104, 0x1122_3344)
+    assert memory.read_u64(0x100) == 0x1122_3344_AABB_02FF
+
+
+def test_a_view_is_the_memory_itself(memory: GuestMemory) -> None:
+    view = memory.view(0x1000, 4)
+    view[:] = b"abcd"
+    assert memory.read(0x1000, 4) == b"abcd"
+    assert os.pread(memory.fd, 4, 0x1000) == b"abcd"
+
+
+def test_fill(memory: GuestMemory) -> None:
+    memory.fill(10, 5, 0xAA)
+    assert memory.read(9, 7) == b"\0" + b"\xaa" * 5 + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0, PAGE_SIZE), (1, 3 * PAGE_SIZE), (100, 10), (PAGE_SIZE - 1, 2), (5, 0)]
+)
+def test_clear(memory: GuestMemory, start: int, length: int) -> None:
+    memory.fill(0, 5 * PAGE_SIZE, 0xAA)
+    memory.clear(start, length)
+    expected = bytearray(b"\xaa" * 5 * PAGE_SIZE)
+    expected[start : start + length] = bytes(length)
+    assert memory.read(0, 5 * PAGE_SIZE) == expected
+
+
+def test_clear_gives_pages_back(memory: GuestMemory) -> None:
+    memory.fill(0, SIZE, 1)
+    used = os.fstat(memory.fd).st_blocks
+    memory.clear(0, SIZE)
+    assert os.fstat(memory.fd).st_blocks < used // 2
+
+
+def test_memory_that_fits_below_the_hole_is_one_region(memory: GuestMemory) -> None:
+    assert [(r.gpa, r.size) for r in memory.regions] == [(0, SIZE)]
+    assert memory.top == SIZE
+
+
+def test_the_rest_lies_above_the_hole(split: GuestMemory) -> None:
+    assert [(r.gpa, r.size, r.file_offset) for r in split.regions] == [
+        (0, MMIO_HOLE_START, 0),
+        (MMIO_HOLE_END, GIB, MMIO_HOLE_START),
+    ]
+    assert split.top == MMIO_HOLE_END + GIB
+
+
+def test_regions_are_different_memory(split: GuestMemory) -> None:
+    split.write_u32(MMIO_HOLE_END, 0x1111_1111)
+    split.write_u32(MMIO_HOLE_START - 4, 0x2222_2222)
+    split.clear(MMIO_HOLE_END, PAGE_SIZE)
+    assert split.read_u32(MMIO_HOLE_END) == 0
+    assert split.read_u32(MMIO_HOLE_START - 4) == 0x2222_2222
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        (MMIO_HOLE_START, 1),
+        (MMIO_HOLE_START - 1, 2),
+        (MMIO_HOLE_END - 1, 1),
+        (MMIO_HOLE_END - 1, 2),
+        (MMIO_HOLE_END + GIB, 1),
+        (MMIO_HOLE_END + GIB - 1, 2),
+        (-1, 1),
+        (-1, 2),
+        (0, -1),
+        (8, -8),
+        ((1 << 64) - 1, 2),
+        (0, 1 << 64),
+        (MMIO_HOLE_START - 1, MMIO_HOLE_END - MMIO_HOLE_START + 2),
+    ],
+)
+def test_outside_is_an_error(split: GuestMemory, gpa: int, length: int) -> None:
+    assert not split.contains(gpa, length)
+    with pytest.raises(GuestMemoryError):
+        split.view(gpa, length)
+    with pytest.raises(GuestMemoryError):
+        split.clear(gpa, length)
+
+
+def test_an_access_that_is_outside_in_part_changes_nothing(memory: GuestMemory) -> None:
+    with pytest.raises(GuestMemoryError):
+        memory.write(SIZE - 2, b"abc")
+    with pytest.raises(GuestMemoryError):
+        memory.write_u64(SIZE - 4, 1)
+    assert memory.read(SIZE - 8, 8) == bytes(8)
+
+
+@given(gpa=st.integers(-(1 << 65), 1 << 65), length=st.integers(-(1 << 65), 1 << 65))
+def test_a_view_is_as_long_as_asked_or_an_error(gpa: int, length: int) -> None:
+    inside = 0 <= gpa <= SIZE and 0 <= length <= SIZE - gpa
+    assert SHARED.contains(gpa, length) == inside
+    if inside:
+        assert len(SHARED.view(gpa, length)) == length
+    else:
+        with pytest.raises(GuestMemoryError):
+            SHARED.view(gpa, length)
+
+
+SHARED = GuestMemory(SIZE)
+
+
+@pytest.mark.parametrize("size", [0, -PAGE_SIZE, 1, PAGE_SIZE + 1])
+def test_sizes_are_whole_pages(size: int) -> None:
+    with pytest.raises(ValueError):
+        GuestMemory(size)
+
+
+def test_too_much_is_the_hosts_error() -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="can't map"):
+        GuestMemory(1 << 60)
+    assert len(os.listdir("/proc/self/fd")) == descriptors

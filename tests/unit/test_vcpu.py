@@ -1,0 +1,232 @@
+"""A vCPU's thread: exits become accesses to the buses, and every end is told to somebody."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from pyvmm.kvm._kvm import lib
+from unit.fakes import RecordingFaults
+
+from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device
+from pyvmm.errors import KvmError
+from pyvmm.kvm import Vcpu
+from pyvmm.kvm.vcpu import install_kick_handler
+from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, GuestCrash, VcpuThread
+
+PORT = 0x100
+ADDRESS = 0x1_0000_0000
+IN, OUT = lib.KVM_EXIT_IO_IN, lib.KVM_EXIT_IO_OUT
+NOTHING_MORE = -errno.ENOEXEC
+"""How a script ends that doesn't stop the thread otherwise."""
+
+Exit = Callable[[memoryview], int]
+"""Does to the shared page what KVM would, and is what KVM_RUN returns."""
+
+
+class FakeVcpu:
+    """Its guest is a script of exits."""
+
+    id = 0
+
+    def __init__(self) -> None:
+        self.run_page = memoryview(bytearray(2 * 4096))
+        self.script: list[Exit] = []
+
+    def runner(self) -> tuple[Callable[[Any], int], Any]:
+        return self.run, None
+
+    def run(self, _: Any) -> int:
+        if self.run_page[lib.RUN_IMMEDIATE_EXIT]:
+            return -errno.EINTR
+        reason = self.script.pop(0)(self.run_page) if self.script else NOTHING_MORE
+        if reason >= 0:
+            struct.pack_into("<I", self.run_page, lib.RUN_EXIT_REASON, reason)
+        return reason
+
+    def set_immediate_exit(self, on: bool) -> None:
+        self.run_page[lib.RUN_IMMEDIATE_EXIT] = on
+
+
+class Registers(Device):
+    """Remembers what was written; reads count up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[int, int, int]] = []
+        self.reads = 0
+
+    def read(self, offset: int, size: int) -> int:
+        self.reads += 1
+        return self.reads
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.written.append((offset, size, value))
+
+
+class Stage:
+    """A thread with its vCPU and both buses, on each of which is ``registers``."""
+
+    def __init__(self) -> None:
+        self.vcpu = FakeVcpu()
+        self.registers = Registers()
+        faults = RecordingFaults()
+        pio = Bus("port", PIO_SPACE, faults, flat=True)
+        mmio = Bus("MMIO", MMIO_SPACE, faults)
+        pio.add(PORT, 16, self.registers, "registers")
+        mmio.add(ADDRESS, 16, self.registers, "registers")
+        self.crashes: list[GuestCrash] = []
+        self.errors: list[BaseException] = []
+        self.resets = 0
+        self.on_crash: Callable[[GuestCrash], None] = self.crashes.append
+        self.thread = VcpuThread(
+            cast("Vcpu", self.vcpu),
+            pio,
+            mmio,
+            on_crash=lambda _, crash: self.on_crash(crash),
+            on_reset=self._reset,
+            on_error=self.errors.append,
+        )
+
+    def _reset(self) -> None:
+        self.resets += 1
+        self.thread.stop()
+
+    def run(self, *script: Exit) -> None:
+        """Let the guest do ``script``, and wait for the thread's end."""
+        self.vcpu.script = list(script)
+        self.thread.start()
+        self.thread.join()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.thread.stop()
+    stage.thread.join()
+
+
+def io(direction: int, size: int, data: bytes, *, port: int = PORT) -> Exit:
+    def fill(page: memoryview) -> int:
+        offset = lib.PIO_DATA_PAGE
+        PIO_DETAIL.pack_into(page, lib.RUN_DETAIL, direction, size, port, len(data) // size)
+        page[offset : offset + len(data)] = data
+        return int(lib.KVM_EXIT_IO)
+
+    return fill
+
+
+def mmio(address: int, length: int, *, value: int | None = None) -> Exit:
+    def fill(page: memoryview) -> int:
+        MMIO_DETAIL.pack_into(page, lib.RUN_DETAIL, address, length, value is not None)
+        data = lib.RUN_DETAIL + 8
+        page[data : data + 8] = (value or 0).to_bytes(8, "little")
+        return int(lib.KVM_EXIT_MMIO)
+
+    return fill
+
+
+def plain(reason: int) -> Exit:
+    return lambda page: reason
+
+
+class TestAccesses:
+    def test_a_burst_is_so_many_accesses(self, stage: Stage) -> None:
+        stage.run(io(OUT, 2, b"\x01\x02\x03\x04\x05\x06"), io(IN, 4, bytes(8)))
+        assert stage.registers.written == [(0, 2, 0x201), (0, 2, 0x403), (0, 2, 0x605)]
+        page = stage.vcpu.run_page[lib.PIO_DATA_PAGE :]
+        assert page[:8] == struct.pack("<II", 1, 2)
+
+    def test_an_access_across_the_last_port(self, stage: Stage) -> None:
+        stage.run(io(IN, 4, bytes(4), port=PIO_SPACE - 1), io(OUT, 4, b"abcd", port=PIO_SPACE - 1))
+        assert [type(error) for error in stage.errors] == [KvmError]  # the script's end, not ours
+
+    @pytest.mark.parametrize("length", range(1, 9))
+    def test_mmio_of_any_length(self, stage: Stage, length: int) -> None:
+        """Those that cross a page come in odd pieces."""
+        value = int.from_bytes(bytes(range(1, length + 1)), "little")
+        stage.run(mmio(ADDRESS, length, value=value), mmio(ADDRESS, length))
+        stored = sum(v << 8 * offset for offset, _, v in stage.registers.written)
+        assert stored == value
+        assert stage.registers.reads == (1 if length in (1, 2, 4, 8) else length)
+
+
+class TestEnd:
+    def test_a_stop_before_the_start(self, stage: Stage) -> None:
+        stage.thread.stop()
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        assert (stage.crashes, stage.errors) == ([], [])
+
+    def test_a_stop_after_the_end(self, stage: Stage) -> None:
+        """The thread's identity may be another's by then, or nobody's."""
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        stage.thread.stop()
+
+    def test_a_stop_from_the_guest_itself(self, stage: Stage) -> None:
+        def reset(page: memoryview) -> int:
+            struct.pack_into("<I", page, lib.RUN_DETAIL, 2)
+            return int(lib.KVM_EXIT_SYSTEM_EVENT)
+
+        stage.run(reset, plain(lib.KVM_EXIT_SHUTDOWN))
+        assert (stage.resets, stage.crashes, stage.errors) == (1, [], [])
+
+    def test_a_triple_fault(self, stage: Stage) -> None:
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        assert [crash.summary for crash in stage.crashes] == ["triple fault"]
+
+    @pytest.mark.parametrize("reason", [lib.KVM_EXIT_HYPERCALL, lib.KVM_EXIT_DEBUG, 63])
+    def test_an_exit_that_nobody_asked_for(self, stage: Stage, reason: int) -> None:
+        stage.run(plain(reason))
+        assert len(stage.crashes) == 1
+        assert "unexpected exit" in stage.crashes[0].summary
+        assert stage.errors == []
+
+    def test_a_kvm_run_that_fails(self, stage: Stage) -> None:
+        stage.run(plain(-errno.ENOMEM))
+        assert [str(error) for error in stage.errors] == [
+            "KVM_RUN failed: Cannot allocate memory (errno 12) (the host is out of memory)"
+        ]
+
+    def test_a_crash_report_that_fails(self, stage: Stage) -> None:
+        """Or the machine would wait for ever for a guest that no longer runs."""
+
+        def fail(crash: GuestCrash) -> None:
+            raise OverflowError("a number of the guest's")
+
+        stage.on_crash = fail
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        assert [type(error) for error in stage.errors] == [OverflowError]
+
+    def test_a_kick_that_our_parent_has_blocked(self, stage: Stage) -> None:
+        """As some launchers do; a guest that sleeps could then not be ended."""
+        kick = install_kick_handler()
+        blocked: list[bool] = []
+
+        def look(page: memoryview) -> int:
+            blocked.append(kick in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return int(lib.KVM_EXIT_SHUTDOWN)
+
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (kick,))
+        try:
+            stage.run(look)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert blocked == [False]
+
+    def test_stops_from_everywhere(self, stage: Stage) -> None:
+        """While the thread comes to its end by itself."""
+        stage.vcpu.script = [plain(lib.KVM_EXIT_INTR)] * 1000
+        stoppers = [threading.Thread(target=stage.thread.stop) for _ in range(8)]
+        stage.thread.start()
+        for stopper in stoppers:
+            stopper.start()
+        stage.thread.join()
+        for stopper in stoppers:
+            stopper.join()
+        assert stage.crashes == []

@@ -1,0 +1,414 @@
+"""A virtio driver and the PC around it, for tests: it finds a device on the PCI bus, drives it
+through its registers and keeps the driver's side of the rings, as a guest would."""
+
+from __future__ import annotations
+
+import os
+import queue
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unit.fakes import FakeMsi, FakeMsiVector, RecordingFaults
+
+from pyvmm import layout
+from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device
+from pyvmm.devices.pci import ConfigPorts, PciBus
+from pyvmm.interrupts import IrqLine, SharedIrq
+from pyvmm.memory import GuestMemory
+from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.pci_transport import VirtioPci
+
+MEMORY_SIZE = 16 << 20
+TIMEOUT = 10.0
+"""Seconds to wait for the device; only a bug lets it pass."""
+
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
+INDIRECT_DESC, EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32
+NEXT, WRITE, INDIRECT = 1, 2, 4
+NO_VECTOR = 0xFFFF
+
+# The common configuration structure: offset and size of each field (virtio 1.2, 4.1.4.3).
+COMMON = {
+    "device_feature_select": (0x00, 4),
+    "device_feature": (0x04, 4),
+    "driver_feature_select": (0x08, 4),
+    "driver_feature": (0x0C, 4),
+    "config_msix_vector": (0x10, 2),
+    "num_queues": (0x12, 2),
+    "device_status": (0x14, 1),
+    "config_generation": (0x15, 1),
+    "queue_select": (0x16, 2),
+    "queue_size": (0x18, 2),
+    "queue_msix_vector": (0x1A, 2),
+    "queue_enable": (0x1C, 2),
+    "queue_notify_off": (0x1E, 2),
+    "queue_desc": (0x20, 8),
+    "queue_driver": (0x28, 8),
+    "queue_device": (0x30, 8),
+    "queue_notify_data": (0x38, 2),
+    "queue_reset": (0x3A, 2),
+}
+COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
+
+DESCRIPTOR = struct.Struct("<QIHH")
+
+
+class SignallingVector(FakeMsiVector):
+    """An MSI vector that a test can wait for."""
+
+    def __init__(self, sent: queue.SimpleQueue[tuple[int, int]]) -> None:
+        super().__init__()
+        self._sent = sent
+
+    def fire(self) -> None:
+        super().fire()
+        if self.message is not None:
+            self._sent.put(self.message)
+
+
+class SignallingMsi(FakeMsi):
+    """Hands out :class:`SignallingVector`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+
+    def vector(self) -> FakeMsiVector:
+        vector = SignallingVector(self.sent)
+        self.vectors.append(vector)
+        return vector
+
+
+class FakeDoorbells:
+    """Implements ``bus.DoorbellController``; the test PC rings what is attached here."""
+
+    def __init__(self) -> None:
+        self.attached: dict[int, tuple[int, int]] = {}
+
+    def attach(self, address: int, length: int, eventfd: int) -> None:
+        assert address not in self.attached
+        self.attached[address] = (length, eventfd)
+
+    def detach(self, address: int, length: int, eventfd: int) -> None:
+        assert self.attached.pop(address) == (length, eventfd)
+
+
+class ResetRegister(Device):
+    """Stands for port 0xCF9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0
+
+    def read(self, offset: int, size: int) -> int:
+        assert (offset, size) == (0, 1)
+        return self.value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        assert (offset, size) == (0, 1)
+        self.value = value
+
+
+class Pc:
+    """Memory, both buses and a PCI bus with ``devices`` on it."""
+
+    def __init__(self, *devices: VirtioDevice, doorbells: bool = False) -> None:
+        self.memory = GuestMemory(MEMORY_SIZE)
+        self.faults = RecordingFaults()
+        self.mmio = Bus("MMIO", MMIO_SPACE, self.faults)
+        self.pio = Bus("port", PIO_SPACE, self.faults, flat=True)
+        self.msi = SignallingMsi()
+        self.doorbells = FakeDoorbells() if doorbells else None
+        self.intx_changes: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+        self.intx = [self._wire(number) for number in range(8)]
+        self.pci = PciBus(self.mmio, self.pio, [SharedIrq(w) for w in self.intx], self.faults)
+        self.reset_register = ResetRegister()
+        ports = ConfigPorts(self.pci, self.reset_register)
+        self.pio.add(layout.PCI_CONFIG, 8, ports, "PCI configuration", max_size=4)
+        self.mmio.add(layout.ECAM, layout.ECAM_SIZE, self.pci.ecam, "ECAM", max_size=4)
+        self.transports = [
+            VirtioPci(device, self.memory, self.msi, self.faults, self.doorbells)
+            for device in devices
+        ]
+        for transport in self.transports:
+            self.pci.add(transport)
+        self.pci.assign_bars()
+
+    def _wire(self, number: int) -> IrqLine:
+        return IrqLine(lambda level: self.intx_changes.put((number, level)))
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's store: an ioeventfd takes it, or the bus."""
+        if self.doorbells is not None and address in self.doorbells.attached:
+            _, eventfd = self.doorbells.attached[address]
+            os.eventfd_write(eventfd, 1)
+        else:
+            self.mmio.write(address, size, value)
+
+    def close(self) -> None:
+        for transport in self.transports:
+            transport.close()
+        self.memory.close()
+
+
+class PciDevice:
+    """A PCI function as a driver sees it, by ECAM."""
+
+    def __init__(self, pc: Pc, device: int) -> None:
+        self.pc = pc
+        self._ecam = layout.ECAM + (device << 15)
+
+    def read(self, offset: int, size: int) -> int:
+        return self.pc.mmio.read(self._ecam + offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.pc.mmio.write(self._ecam + offset, size, value)
+
+    def capabilities(self) -> list[tuple[int, int]]:
+        """(ID, offset) of each."""
+        found = []
+        pointer = self.read(0x34, 1)
+        while pointer:
+            found.append((self.read(pointer, 1), pointer))
+            assert len(found) < 48, "the list is a loop"
+            pointer = self.read(pointer + 1, 1)
+        return found
+
+    def bar(self, index: int) -> int:
+        """The address in a memory BAR."""
+        value = self.read(0x10 + 4 * index, 4)
+        if value & 0x4:
+            value |= self.read(0x14 + 4 * index, 4) << 32
+        return value & ~0xF
+
+
+@dataclass
+class Structure:
+    """Where a virtio structure lies in guest-physical memory."""
+
+    address: int
+    length: int
+    extra: int = 0
+
+
+class VirtioDriver:
+    """Drives the virtio device in PCI slot ``slot``."""
+
+    def __init__(self, pc: Pc, slot: int = 1) -> None:
+        self.pc = pc
+        self.function = PciDevice(pc, slot)
+        self.structures: dict[int, Structure] = {}
+        self.pci_cfg = 0
+        self.msix = 0
+        for identity, offset in self.function.capabilities():
+            if identity == 0x11:
+                self.msix = offset
+            elif identity == 0x09:
+                self._add_structure(offset)
+        self._free = 0x10_0000 + 0x20_0000 * (slot - 1)
+        self.features = 0
+
+    def _add_structure(self, offset: int) -> None:
+        read = self.function.read
+        kind = read(offset + 3, 1)
+        if kind == PCI_CFG:
+            self.pci_cfg = offset
+            return
+        bar, where, length = read(offset + 4, 1), read(offset + 8, 4), read(offset + 12, 4)
+        extra = read(offset + 16, 4) if kind == NOTIFY_CFG else 0
+        self.structures[kind] = Structure(self.function.bar(bar) + where, length, extra)
+
+    def allocate(self, size: int, alignment: int = 16) -> int:
+        """Guest memory for the driver's own use."""
+        address = (self._free + alignment - 1) & -alignment
+        self._free = address + size
+        return address
+
+    # Registers.
+
+    def get(self, name: str) -> int:
+        offset, size = COMMON[name]
+        return self.pc.mmio.read(self.structures[COMMON_CFG].address + offset, size)
+
+    def set(self, name: str, value: int) -> None:
+        offset, size = COMMON[name]
+        self.pc.mmio.write(self.structures[COMMON_CFG].address + offset, size, value)
+
+    @property
+    def status(self) -> int:
+        return self.get("device_status")
+
+    def isr(self) -> int:
+        return self.pc.mmio.read(self.structures[ISR_CFG].address, 1)
+
+    def config(self, offset: int, size: int) -> int:
+        return self.pc.mmio.read(self.structures[DEVICE_CFG].address + offset, size)
+
+    def offered(self) -> int:
+        features = 0
+        for word in range(2):
+            self.set("device_feature_select", word)
+            features |= self.get("device_feature") << 32 * word
+        return features
+
+    # Initialisation (3.1.1).
+
+    def reset(self) -> None:
+        self.set("device_status", 0)
+        assert self.status == 0
+
+    def negotiate(self, features: int | None = None) -> None:
+        """Up to FEATURES_OK, with ``features`` (all that are offered)."""
+        self.reset()
+        self.set("device_status", ACKNOWLEDGE)
+        self.set("device_status", ACKNOWLEDGE | DRIVER)
+        self.features = self.offered() if features is None else features
+        for word in range(2):
+            self.set("driver_feature_select", word)
+            self.set("driver_feature", self.features >> 32 * word & 0xFFFF_FFFF)
+        self.set("device_status", ACKNOWLEDGE | DRIVER | FEATURES_OK)
+
+    def enable_msix(self, vectors: int = 2) -> None:
+        """Vector n sends n + 1 to 0xFEE0_0000."""
+        table = self.function.bar(1)
+        for vector in range(vectors):
+            self.pc.mmio.write(table + 16 * vector, 4, layout.LOCAL_APIC)
+            self.pc.mmio.write(table + 16 * vector + 4, 4, 0)
+            self.pc.mmio.write(table + 16 * vector + 8, 4, vector + 1)
+            self.pc.mmio.write(table + 16 * vector + 12, 4, 0)
+        self.function.write(self.msix + 2, 2, 0x8000)
+
+    def add_queue(
+        self, index: int = 0, size: int | None = None, vector: int = NO_VECTOR
+    ) -> DriverQueue:
+        """Set up a queue; before :meth:`run`."""
+        self.set("queue_select", index)
+        if size is not None:
+            self.set("queue_size", size)
+        ring = DriverQueue(self, index, self.get("queue_size"))
+        self.set("queue_desc", ring.descriptors)
+        self.set("queue_driver", ring.avail)
+        self.set("queue_device", ring.used)
+        self.set("queue_msix_vector", vector)
+        self.set("queue_enable", 1)
+        return ring
+
+    def run(self) -> None:
+        self.set("device_status", self.status | DRIVER_OK)
+
+    def start(
+        self, features: int | None = None, *, size: int | None = None, msix: bool = True
+    ) -> DriverQueue:
+        """All of it, with one queue; MSI-X vector 0 for the configuration, 1 for the queue."""
+        self.negotiate(features)
+        if msix:
+            self.enable_msix()
+            self.set("config_msix_vector", 0)
+        ring = self.add_queue(size=size, vector=1 if msix else NO_VECTOR)
+        self.run()
+        return ring
+
+
+class DriverQueue:
+    """The driver's side of a split virtqueue."""
+
+    def __init__(self, driver: VirtioDriver, index: int, size: int) -> None:
+        self.driver = driver
+        self.memory = driver.pc.memory
+        self.index = index
+        self.size = size
+        self.descriptors = driver.allocate(16 * size)
+        self.avail = driver.allocate(6 + 2 * size)
+        self.used = driver.allocate(6 + 8 * size)
+        for address, length in (
+            (self.descriptors, 16 * size),
+            (self.avail, 6 + 2 * size),
+            (self.used, 6 + 8 * size),
+        ):
+            self.memory.fill(address, length)
+        self.avail_index = 0
+        self.used_index = 0
+        self._free = list(range(size))
+        self._chains: dict[int, list[int]] = {}
+
+    def put(
+        self, table: int, index: int, address: int, length: int, flags: int, following: int
+    ) -> None:
+        """Write a descriptor."""
+        self.memory.write(table + 16 * index, DESCRIPTOR.pack(address, length, flags, following))
+
+    def add(
+        self,
+        readable: Sequence[tuple[int, int]],
+        writable: Sequence[tuple[int, int]],
+        *,
+        indirect: bool = False,
+    ) -> int:
+        """Make a chain of (address, length) buffers available, without ringing; its head."""
+        buffers = [(*b, 0) for b in readable] + [(*b, WRITE) for b in writable]
+        if indirect:
+            table = self.driver.allocate(16 * len(buffers))
+            slots = list(range(len(buffers)))
+            head = self._free.pop(0)
+            self.put(self.descriptors, head, table, 16 * len(buffers), INDIRECT, 0)
+            self._chains[head] = [head]
+        else:
+            table = self.descriptors
+            slots = [self._free.pop(0) for _ in buffers]
+            head = slots[0]
+            self._chains[head] = slots
+        for position, (address, length, flags) in enumerate(buffers):
+            last = position == len(buffers) - 1
+            following = 0 if last else slots[position + 1]
+            flags |= 0 if last else NEXT
+            self.put(table, slots[position], address, length, flags, following)
+        self.offer(head)
+        return head
+
+    def offer(self, head: int) -> None:
+        """Put ``head`` into the available ring."""
+        self.memory.write_u16(self.avail + 4 + 2 * (self.avail_index % self.size), head)
+        self.avail_index = (self.avail_index + 1) & 0xFFFF
+        self.memory.write_u16(self.avail + 2, self.avail_index)
+
+    @property
+    def doorbell(self) -> int:
+        notify = self.driver.structures[NOTIFY_CFG]
+        self.driver.set("queue_select", self.index)
+        return notify.address + notify.extra * self.driver.get("queue_notify_off")
+
+    def kick(self) -> None:
+        """Ring, whether the device wants it or not."""
+        self.driver.pc.write(self.doorbell, 2, self.index)
+
+    def wants_interrupts(self, after: int = 0) -> None:
+        """Interrupt me once ``after`` more chains than I have seen are used."""
+        event = (self.used_index + after) & 0xFFFF
+        self.memory.write_u16(self.avail + 4 + 2 * self.size, event)
+
+    @property
+    def avail_event(self) -> int:
+        return self.memory.read_u16(self.used + 4 + 8 * self.size)
+
+    def take(self) -> list[tuple[int, int]]:
+        """The (head, written) pairs that have come back."""
+        taken = []
+        while self.memory.read_u16(self.used + 2) != self.used_index:
+            element = self.used + 4 + 8 * (self.used_index % self.size)
+            head, written = self.memory.read_u32(element), self.memory.read_u32(element + 4)
+            self._free += self._chains.pop(head, [])
+            self.used_index = (self.used_index + 1) & 0xFFFF
+            taken.append((head, written))
+        return taken
+
+    def wait(self, count: int = 1) -> list[tuple[int, int]]:
+        """Wait for ``count`` chains, sleeping until the device's MSI as a driver would."""
+        taken: list[tuple[int, int]] = []
+        while len(taken) < count:
+            self.wants_interrupts()
+            new = self.take()
+            taken += new
+            if not new:
+                self.driver.pc.msi.sent.get(timeout=TIMEOUT)
+        return taken
