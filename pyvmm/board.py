@@ -22,12 +22,13 @@ from pyvmm.devices.power import PowerManagement, ResetControl, SystemControlPort
 from pyvmm.devices.pvpanic import PanicEvent, Pvpanic
 from pyvmm.devices.serial import Serial
 from pyvmm.errors import GuestFaults
-from pyvmm.eventloop import Clock
+from pyvmm.eventloop import Clock, Reactor
 from pyvmm.interrupts import IrqLine, MsiController, SharedIrq
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from pyvmm.backends.disk import DiskImage
+    from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.pci_transport import VirtioPci
 
 
@@ -35,7 +36,8 @@ class Wiring(NamedTuple):
     """What the board's devices are connected to on the CPUs' side.
 
     ``line`` gives the wire to an interrupt controller's input, by GSI; ``memory`` is what devices
-    with DMA reach; ``faults`` hears of what the guest does wrong.
+    with DMA reach; ``faults`` hears of what the guest does wrong; ``reactor`` waits for file
+    descriptors on the I/O thread.
     """
 
     memory: GuestMemory
@@ -43,6 +45,7 @@ class Wiring(NamedTuple):
     msi: MsiController
     doorbells: DoorbellController
     clock: Clock
+    reactor: Reactor
     faults: GuestFaults
 
 
@@ -69,7 +72,8 @@ class Board:
         self.mmio = Bus("MMIO", MMIO_SPACE, wiring.faults)
         self.serial_ports: list[Serial] = []
         self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
-        self.disks: list[VirtioPci] = []
+        self.virtio: list[VirtioPci] = []
+        self._disks = 0
         self._add_timekeeping()
         self._add_keyboard()
         self.power = self._add_power()
@@ -148,10 +152,10 @@ class Board:
     def add_disk(self, config: DiskConfig, image: DiskImage) -> None:
         """The next virtio disk."""
         from pyvmm.virtio.blk import BlockDevice  # here, because not every machine has a disk
-        from pyvmm.virtio.pci_transport import VirtioPci
 
         wiring = self._wiring
-        name = f"vd{chr(ord('a') + len(self.disks))}"
+        name = f"vd{chr(ord('a') + self._disks)}"
+        self._disks += 1
 
         def io_failed(error: OSError) -> None:
             wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
@@ -163,8 +167,15 @@ class Board:
             on_io_error=io_failed,
             on_error=self._requests.failed,
         )
+        self.plug(device)
+
+    def plug(self, device: VirtioDevice) -> None:
+        """Put a virtio device behind a transport, the next one of its bus."""
+        from pyvmm.virtio.pci_transport import VirtioPci
+
+        wiring = self._wiring
         transport = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
-        self.disks.append(transport)
+        self.virtio.append(transport)
         self.pci.add(transport)
 
     def add_debug_console(self, backend: CharacterBackend) -> None:
@@ -186,11 +197,11 @@ class Board:
         self.pci.assign_bars()
 
     def quiesce(self) -> None:
-        """Bring the disks to rest: nobody touches guest memory or an image any more."""
-        for disk in self.disks:
-            disk.reset()
+        """Bring the devices to rest: nobody touches guest memory or an image any more."""
+        for transport in self.virtio:
+            transport.reset()
 
     def close(self) -> None:
         """Release what the devices have of the host's; the board is of no use afterwards."""
-        for disk in self.disks:
-            disk.close()
+        for transport in self.virtio:
+            transport.close()

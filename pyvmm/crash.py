@@ -18,9 +18,19 @@ from pyvmm.kvm.vcpu import ExitRecord, Vcpu
 from pyvmm.memory import GuestMemory
 from pyvmm.vcpu import EXIT_REASONS, MMIO_DETAIL, PIO_DETAIL, GuestCrash
 
+LAST_EXITS = 3
+"""How many exits are shown of a vCPU that merely was stopped."""
+
 CODE_BEFORE, CODE_AFTER = 16, 24
 """How many bytes around RIP are shown."""
 
+RFLAGS_IF = 1 << 9  # interrupts are let in
+MP_STATES = {
+    lib.KVM_MP_STATE_RUNNABLE: "running",
+    lib.KVM_MP_STATE_UNINITIALIZED: "not started yet",
+    lib.KVM_MP_STATE_INIT_RECEIVED: "waiting for its start-up IPI",
+    lib.KVM_MP_STATE_HALTED: "halted",
+}
 EFER_LMA = 1 << 10  # long mode is active
 RESET_VECTOR = 0xFFFF_FFF0
 LOST_REGISTERS = (
@@ -57,6 +67,24 @@ def explain(
     if not host_has_hardware_kvm():
         lines += SOFTWARE_KVM_ADVICE
     return tuple(lines)
+
+
+def whereabouts(vcpu: Vcpu, pio: Bus, mmio: Bus) -> tuple[str, ...]:
+    """Where a vCPU was when the run was given up: at which instruction, whether halted, whether
+    it would have taken interrupts, and what it had last asked of a device. After its thread has
+    ended."""
+    try:
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+        state = MP_STATES.get(vcpu.get_mp_state(), "in an unknown state")
+    except KvmError as error:
+        return (f"vCPU {vcpu.id}: its registers can't be read: {error.message}",)
+    interrupts = "on" if regs["rflags"] & RFLAGS_IF else "off"
+    where = f"{state} at {regs['rip']:016x}, interrupts {interrupts}, {_mode(sregs)}"
+    exits = vcpu.recent_exits()[-LAST_EXITS:]
+    return (
+        f"vCPU {vcpu.id}: {where}; the last of {vcpu.exits} exits:",
+        *(f"  {_exit_line(record, pio, mmio)}" for record in exits),
+    )
 
 
 def _registers(regs: dict[str, int]) -> Iterator[str]:

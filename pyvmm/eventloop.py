@@ -48,6 +48,20 @@ class Clock(Protocol):
         """A new timer, not armed."""
 
 
+class Reactor(Protocol):
+    """What waits for file descriptors on behalf of backends and devices; the event loop, or what
+    takes its place in a test. All methods may be called from any thread."""
+
+    def watch(self, fd: int, callback: Callable[[], None], events: int = READABLE) -> None:
+        """Call ``callback`` on the I/O thread whenever ``fd`` is ready, until :meth:`unwatch`."""
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching ``fd``. A call back that has already begun may still be running."""
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run ``function`` once on the I/O thread, soon."""
+
+
 def ticks_to_ns(ticks: int, hz: int) -> int:
     """How long ``ticks`` at ``hz`` take: rounded up, so that the last one has happened."""
     return -(-ticks * NS_PER_SECOND // hz)

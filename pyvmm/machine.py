@@ -129,6 +129,7 @@ class Machine:
             msi=router,
             doorbells=KvmDoorbells(self._vm),
             clock=self.loop,
+            reactor=self.loop,
             faults=self.faults,
         )
         requests = Requests(
@@ -224,10 +225,21 @@ class Machine:
     def close(self) -> Outcome:
         """Stop, and release everything; how it went."""
         self.stop()
+        outcome = self._outcome
+        assert outcome is not None
+        if outcome.reason is Reason.TIMEOUT:
+            outcome = outcome._replace(report=self._whereabouts())
         self.loop.stop()
         self._resources.close()
-        assert self._outcome is not None
-        return self._outcome
+        return outcome
+
+    def _whereabouts(self) -> tuple[str, ...]:
+        """Where each vCPU stood when the run was given up, as lines for a person."""
+        from pyvmm.crash import whereabouts  # only now: most machines end by themselves
+
+        pio, mmio = self.board.pio, self.board.mmio
+        vcpus = [thread.vcpu for thread in self.vcpus]
+        return tuple(line for vcpu in vcpus for line in whereabouts(vcpu, pio, mmio))
 
     def _crashed(self, thread: VcpuThread, crash: GuestCrash) -> None:
         from pyvmm.crash import explain  # only now: most machines never crash

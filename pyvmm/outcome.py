@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     ``detail`` is what belongs to the reason: the panic's message, the crash's summary, the line
     that matched, the signal. ``value`` is what the guest wrote to the debug exit port, or the
     number of the signal that interrupted the run. ``seconds`` is the time since the start, and
-    ``report`` the lines that explain a crash.
+    ``report`` the lines that explain a crash, or say where the vCPUs stood at a timeout.
     """
 
     reason: Reason

@@ -302,7 +302,9 @@ def _explain_silence(outcome: Outcome) -> Outcome:
     from pyvmm.crash import SOFTWARE_KVM_ADVICE
     from pyvmm.kvm.system import host_has_hardware_kvm
 
-    return outcome if host_has_hardware_kvm() else outcome._replace(report=SOFTWARE_KVM_ADVICE)
+    if host_has_hardware_kvm():
+        return outcome
+    return outcome._replace(report=(*outcome.report, *SOFTWARE_KVM_ADVICE))
 
 
 def _share_a_screen(first: int, second: int) -> bool:

@@ -71,6 +71,8 @@ def test_halt_runs_into_the_timeout(guests: Path) -> None:
     assert ended.status == 124
     assert 1 <= ended.seconds < 1 + 2 * AT_ONCE
     assert "timeout" in last_line(ended.stderr)
+    assert "vCPU 0: halted at 0000000000" in ended.stderr
+    assert "interrupts off, 64-bit long mode, ring 0" in ended.stderr
 
 
 @pytest.mark.parametrize(("append", "silent"), [("halt", True), ("print", False)])

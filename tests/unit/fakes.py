@@ -3,9 +3,11 @@ remember what was done to them, and a fault counter that doesn't print."""
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 
 from pyvmm.errors import GuestFaults
+from pyvmm.eventloop import READABLE
 from pyvmm.interrupts import IrqLine
 
 WALL_START_NS = 1_700_000_000_000_000_000
@@ -88,6 +90,44 @@ class FakeClock:
     def set_wall(self, wall_ns: int) -> None:
         """Somebody sets the host's time of day."""
         self._wall_offset = wall_ns - self.now
+
+
+class FakeReactor:
+    """Implements ``eventloop.Reactor``: nothing is called until :meth:`turn`."""
+
+    def __init__(self) -> None:
+        self.watched: dict[int, tuple[Callable[[], None], int]] = {}
+        self.calls: list[Callable[[], None]] = []
+
+    def watch(self, fd: int, callback: Callable[[], None], events: int = READABLE) -> None:
+        self.watched[fd] = callback, events
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+
+    def call(self, function: Callable[[], None]) -> None:
+        self.calls.append(function)
+
+    def turn(self) -> bool:
+        """Call back for everything that is ready now; whether there was anything."""
+        calls, self.calls = self.calls, []
+        for function in calls:
+            function()
+        poll = select.poll()
+        for fd, (_, events) in self.watched.items():
+            poll.register(fd, events)
+        ready = [fd for fd, _ in poll.poll(0)]
+        for fd in ready:
+            if fd in self.watched:
+                self.watched[fd][0]()
+        return bool(calls or ready)
+
+    def settle(self, turns: int = 1000) -> None:
+        """Take turns until nothing is ready."""
+        for _ in range(turns):
+            if not self.turn():
+                return
+        raise AssertionError(f"still not at rest after {turns} turns")
 
 
 class RecordingLine(IrqLine):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from unit.fakes import FakeClock, FakeMsi
+from unit.fakes import FakeClock, FakeMsi, FakeReactor
 
 from pyvmm import layout
 from pyvmm.backends.character import NullBackend
@@ -39,6 +39,7 @@ class Bench:
             msi=FakeMsi(),
             doorbells=NoDoorbells(),
             clock=FakeClock(),
+            reactor=FakeReactor(),
             faults=GuestFaults(self.said.append),
         )
         requests = Requests(
