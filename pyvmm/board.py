@@ -167,16 +167,17 @@ class Board:
             on_io_error=io_failed,
             on_error=self._requests.failed,
         )
-        self.plug(device)
+        self.plug(device, config.transport)
 
-    def plug(self, device: VirtioDevice) -> None:
-        """Put a virtio device behind a transport, the next one of its bus."""
+    def plug(self, device: VirtioDevice, transport: str = "") -> None:
+        """Put a virtio device behind ``transport`` (the machine's if empty), the next one of its
+        bus."""
         from pyvmm.virtio.pci_transport import VirtioPci
 
         wiring = self._wiring
-        transport = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
-        self.virtio.append(transport)
-        self.pci.add(transport)
+        pci = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
+        self.virtio.append(pci)
+        self.pci.add(pci)
 
     def add_debug_console(self, backend: CharacterBackend) -> None:
         """Port 0xE9: what is written there comes out at ``backend``."""

@@ -28,6 +28,7 @@ DISK_ROOT = "root=/dev/vda rw"
 
 ENTRIES = ("auto", "64", "32", "pvh", "real")
 ON_REBOOT = ("exit",)
+TRANSPORTS = ("pci", "mmio")
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40, "B": 1}
 
@@ -81,16 +82,25 @@ def parse_switch(text: str, option: str) -> bool:
     return text == "on"
 
 
+def parse_transport(text: str, option: str) -> str:
+    """A device's ``transport=``: one of :data:`TRANSPORTS`, or nothing for the machine's."""
+    if text and text not in TRANSPORTS:
+        raise ConfigError(f"{option}: transport {text!r} is none of {', '.join(TRANSPORTS)}")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class DiskConfig:
     """A virtio-blk disk backed by a raw image file or a block device at ``path``.
 
-    ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes.
+    ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
+    ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's.
     """
 
     path: str
     readonly: bool = False
     serial: str = ""
+    transport: str = ""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -99,14 +109,15 @@ class DiskConfig:
             raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is not plain text")
         if len(self.serial.encode()) > 20:
             raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is over 20 bytes")
+        parse_transport(self.transport, f"--disk {self.path}")
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
-        """From ``PATH[,readonly=on][,serial=TEXT]``."""
-        known = {"readonly": "on|off", "serial": "TEXT"}
+        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio]``."""
+        known = {"readonly": "on|off", "serial": "TEXT", "transport": "|".join(TRANSPORTS)}
         path, options = parse_sub_options(text, "--disk", known)
         readonly = parse_switch(options.get("readonly", "off"), f"--disk {path},readonly")
-        return cls(path, readonly, options.get("serial", ""))
+        return cls(path, readonly, options.get("serial", ""), options.get("transport", ""))
 
 
 class CpuConfig(NamedTuple):
@@ -137,7 +148,8 @@ class MachineConfig:
 
     ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`);
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``);
-    ``entry`` is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`.
+    ``entry`` is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is
+    that of the virtio devices which don't name theirs.
     """
 
     kernel: str
@@ -150,6 +162,7 @@ class MachineConfig:
     serial: tuple[str, ...] = ("stdio",)
     entry: str = "auto"
     on_reboot: str = "exit"
+    transport: str = "pci"
     debug_console: bool = False
     debug_exit: bool = False
 
@@ -178,6 +191,8 @@ class MachineConfig:
             raise ConfigError(f"--entry: {self.entry!r} is none of {', '.join(ENTRIES)}")
         if self.on_reboot not in ON_REBOOT:
             raise ConfigError(f"--on-reboot: {self.on_reboot!r} is none of {', '.join(ON_REBOOT)}")
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(f"--transport: {self.transport!r} is none of {', '.join(TRANSPORTS)}")
         if "\0" in self.command_line:
             raise ConfigError("--append: the command line contains a NUL byte")
 
