@@ -47,6 +47,9 @@ LONG = Kind(
 PVH = Kind("-m32 -Wl,-Ttext-segment=0x100000")
 """An ELF32 file with a PVH note, entered in protected mode."""
 
+PVH_64 = Kind("-m64 -DPVH -Wl,-Ttext-segment=0x100000")
+"""An ELF64 file with a PVH note, which every VMM can start; it goes to ring 3 by itself."""
+
 GUESTS = {
     "real": (FLAT, "real.S"),
     "pvh": (PVH, "pvh.S pvh.c console.c interrupts.c"),
@@ -59,6 +62,7 @@ GUESTS = {
     "ring3": (FLAT, "modes.S ring3.c console.c interrupts.c"),
     "exits": (FLAT, "modes.S exits.S"),
     "at_once": (PVH, "at_once.S"),
+    "bench": (PVH_64, "modes.S bench.c virtio.c pci.c boot.c console.c"),
 }
 
 

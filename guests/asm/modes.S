@@ -1,7 +1,8 @@
 /*
- * From real mode to ring 3 of long mode: a flat binary, entered at 0000:7C00. The first 4 GiB are
- * mapped one to one for everybody, except SUPERVISOR_PAGE. ring0_main() is called on the way;
- * ring3_main() runs with interrupts on and leave to use all ports, and doesn't return.
+ * To ring 3 of long mode, from real mode (a flat binary, entered at 0000:7C00) or, with PVH defined,
+ * from the protected mode of a PVH entry. The first 4 GiB are mapped one to one for everybody,
+ * except SUPERVISOR_PAGE. ring0_main() is called on the way; ring3_main() runs with interrupts on
+ * and leave to use all ports, and doesn't return. Its argument is PVH's hvm_start_info.
  *
  * Where KVM is a software one, ring 3 is the only place whose code runs natively; but IOPL is lost
  * on the way there, so the leave to use ports is the TSS's permission bitmap.
@@ -17,6 +18,10 @@
         .section .text.start, "ax"
         .globl  _start, io_permissions
 
+#ifdef PVH
+        .code32
+_start: lgdt    [gdt_pointer]
+#else
         .code16
 _start: cli
         xor     ax, ax
@@ -25,6 +30,7 @@ _start: cli
         mov     eax, cr0
         or      eax, 1                  // PE
         mov     cr0, eax
+#endif
         ljmp    KERNEL_CODE_32, offset protected
 
         .code32
@@ -72,6 +78,11 @@ long_mode:
         mov     rsp, offset ring0_stack
         mov     qword ptr [task_state + TSS_RSP0], offset ring0_stack
         mov     word ptr [task_state + TSS_IO_MAP_BASE], TSS_SIZE
+        mov     eax, offset task_state
+        mov     [task_descriptor + 2], ax
+        shr     eax, 16
+        mov     [task_descriptor + 4], al
+        mov     [task_descriptor + 7], ah
         mov     ax, TASK
         ltr     ax
         call    ring0_main
@@ -81,7 +92,8 @@ long_mode:
         push    USER_CODE
         push    offset ring3
         iretq
-ring3:  call    ring3_main
+ring3:  mov     edi, ebx
+        call    ring3_main
 
         .section .data
         .balign 8
@@ -91,8 +103,9 @@ gdt:    .quad   0
         .quad   0x00CF93000000FFFF      // data
         .quad   0x00CFF3000000FFFF      // data, ring 3
         .quad   0x00AFFB000000FFFF      // code, 64 bits, ring 3
+task_descriptor:
         .word   TSS_SIZE + IO_PERMISSIONS_SIZE - 1
-        .word   task_state              // which is below 64 KiB
+        .word   0
         .byte   0, 0x89, 0, 0
         .quad   0
 gdt_pointer:
@@ -110,5 +123,13 @@ io_permissions:
 ring0_stack:
         .skip   4096 - 8                // as if called: the ABI's alignment
 ring3_stack:
+
+#ifdef PVH
+        .section .note.pvh, "a", @note
+        .balign 4
+        .long   4, 4, 18                // XEN_ELFNOTE_PHYS32_ENTRY
+        .asciz  "Xen"
+        .long   _start
+#endif
 
         .section .note.GNU-stack, "", @progbits

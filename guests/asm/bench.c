@@ -1,0 +1,195 @@
+/*
+ * Measures the machine that it runs on, whichever VMM made it. tests/bench/guest.py starts it and
+ * reads what it prints; words on the command line:
+ *
+ *   ticks=N   how long each series lasts, by the time-stamp counter
+ *   exits     accesses to a port, to a virtio disk's configuration, and to its doorbell
+ *   disk      requests to the disk
+ *   hold      set the disk up, then print `holding` and do nothing
+ *
+ * A series' line is `NAME: COUNT TICKS`, both hexadecimal. All runs in ring 3, which every KVM runs
+ * at full speed, and looks at the used ring instead of waiting for interrupts.
+ */
+#include "boot.h"
+#include "console.h"
+#include "modes.h"
+#include "virtio.h"
+
+#define SECTOR 512
+#define BUFFERS 0x1000000 /* 16 MiB and up; the machine has 256 */
+
+#define VIRTIO_BLK_T_IN 0
+#define VIRTIO_BLK_T_OUT 1
+
+#define DISK_DEPTH 32 /* at most */
+
+/* hvm_start_info (Xen, PVH). */
+#define START_INFO_COMMAND_LINE 24
+
+static uint64_t ticks;
+static unsigned next_random = 1;
+
+static uint64_t now(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return (uint64_t)high << 32 | low;
+}
+
+/* Marsaglia's xorshift. */
+static unsigned random(void)
+{
+    next_random ^= next_random << 13;
+    next_random ^= next_random >> 17;
+    next_random ^= next_random << 5;
+    return next_random;
+}
+
+static void report(const char *name, uint64_t count, uint64_t start)
+{
+    print("%s: %X %X\n", name, count, now() - start);
+}
+
+/* Repeat `statement` until the time is up. */
+#define SERIES(name, statement)                                                                    \
+    do {                                                                                           \
+        uint64_t count = 0, start = now();                                                         \
+        for (; now() - start < ticks; count++)                                                     \
+            statement;                                                                             \
+        report(name, count, start);                                                                \
+    } while (0)
+
+static struct virtio_device disk;
+static struct virtqueue disk_queue;
+static uint64_t sectors;
+
+static struct request {
+    uint32_t type, reserved;
+    uint64_t sector;
+    volatile uint8_t status;
+} requests[DISK_DEPTH];
+
+static bool start_disk(void)
+{
+    if (!virtio_find(&disk, VIRTIO_BLK, 0))
+        return false;
+    bool agreed = virtio_negotiate(&disk, VIRTIO_F_EVENT_IDX | 1 << 9 /* VIRTIO_BLK_F_FLUSH */);
+    virtio_queue(&disk, &disk_queue, 0);
+    virtio_ready(&disk);
+    sectors = load32(disk.config) | (uint64_t)load32(disk.config + 4) << 32;
+    return agreed;
+}
+
+/* Slot n has three descriptors from 3n, a request and a piece of memory. */
+static void submit(unsigned slot, unsigned type, uint64_t sector, uint32_t length)
+{
+    struct request *request = &requests[slot];
+    struct descriptor *part = &disk_queue.descriptors[3 * slot];
+    *request = (struct request){ .type = type, .sector = sector, .status = 0xFF };
+    part[0] = (struct descriptor){ (uintptr_t)request, 16, DESC_NEXT, 3 * slot + 1 };
+    part[1] = (struct descriptor){ BUFFERS + (uint64_t)slot * length, length,
+                                   DESC_NEXT | (type == VIRTIO_BLK_T_IN ? DESC_WRITE : 0),
+                                   3 * slot + 2 };
+    part[2] = (struct descriptor){ (uintptr_t)&request->status, 1, DESC_WRITE, 0 };
+    virtqueue_offer(&disk_queue, 3 * slot);
+}
+
+static uint64_t next_sector(uint64_t previous, uint32_t length, bool sequential)
+{
+    uint64_t step = length / SECTOR;
+    if (!sequential)
+        return random() % (sectors / step) * step;
+    return previous + 2 * step > sectors ? 0 : previous + step;
+}
+
+/* `depth` requests at a time. */
+static void disk_series(const char *name, unsigned type, uint32_t length, unsigned depth,
+                        bool sequential)
+{
+    uint64_t sector = 0, done = 0, errors = 0, start = now();
+    unsigned pending = 0;
+    uint16_t head;
+    uint32_t written;
+    for (; pending < depth; pending++)
+        submit(pending, type, sector = next_sector(sector, length, sequential), length);
+    virtqueue_kick(&disk_queue);
+    while (pending) {
+        bool go_on = now() - start < ticks, offered = false;
+        while (virtqueue_take(&disk_queue, &head, &written)) {
+            errors += requests[head / 3].status != 0;
+            done++;
+            if (go_on)
+                submit(head / 3, type, sector = next_sector(sector, length, sequential), length);
+            else
+                pending--;
+            offered = true;
+        }
+        if (offered) {
+            virtqueue_stay_quiet(&disk_queue);
+            virtqueue_kick(&disk_queue);
+        } else {
+            __asm__ volatile("pause");
+        }
+    }
+    if (errors)
+        print("FAIL: %s: %X of %X requests\n", name, errors, done);
+    else
+        report(name, done, start);
+}
+
+static void measure_exits(void)
+{
+    SERIES("port", outb(POST_PORT, 0));
+    SERIES("mmio", load32(disk.config));
+    SERIES("doorbell", virtqueue_ring(&disk_queue));
+}
+
+static void measure_disk(void)
+{
+    disk_series("read-1m", VIRTIO_BLK_T_IN, 1 << 20, 4, true);
+    disk_series("write-1m", VIRTIO_BLK_T_OUT, 1 << 20, 4, true);
+    disk_series("read-4k-1", VIRTIO_BLK_T_IN, 4096, 1, false);
+    disk_series("write-4k-1", VIRTIO_BLK_T_OUT, 4096, 1, false);
+    disk_series("read-4k-32", VIRTIO_BLK_T_IN, 4096, 32, false);
+    disk_series("write-4k-32", VIRTIO_BLK_T_OUT, 4096, 32, false);
+}
+
+void ring0_main(void);
+void ring3_main(const uint8_t *start_info);
+
+void ring0_main(void)
+{
+    outb(PIC_MASTER + 1, 0xFF); /* firmware may have left the timer ticking */
+    outb(PIC_SLAVE + 1, 0xFF);
+}
+
+/* What boot.c looks at is Linux's zero page. */
+static const uint8_t *zero_page(const uint8_t *start_info)
+{
+    static _Alignas(4) uint8_t page[4096];
+    *(uint32_t *)(page + ZERO_PAGE_COMMAND_LINE) =
+        *(const uint32_t *)(start_info + START_INFO_COMMAND_LINE);
+    return page;
+}
+
+void ring3_main(const uint8_t *start_info)
+{
+    const uint8_t *page = zero_page(start_info);
+    console_init();
+    ticks = command_line_number(page, "ticks", 1000000);
+    bool has_disk = start_disk();
+    if (command_line_has(page, "hold")) {
+        print("holding\n");
+        for (;;)
+            __asm__ volatile("pause");
+    }
+    print("began: %X\n", now());
+    if (has_disk && command_line_has(page, "exits"))
+        measure_exits();
+    if (has_disk && command_line_has(page, "disk"))
+        measure_disk();
+    print("ended: %X\n", now());
+    outb(DEBUG_EXIT, 0);
+    for (;;)
+        __asm__ volatile("pause");
+}
