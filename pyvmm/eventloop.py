@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pyvmm import host
+from pyvmm.threads import NamedThread
 
 NS_PER_SECOND = 1_000_000_000
 
@@ -82,7 +83,7 @@ class EventLoop:
         self._timers: list[_FdTimer] = []
         self._stopping = False
         self.on_error = on_error
-        self._thread = threading.Thread(target=self._run, name="pyvmm-io", daemon=True)
+        self._thread = NamedThread(target=self._run, name="pyvmm-io", daemon=True)
         self.watch(self._wake, self._run_calls)
 
     def start(self) -> None:

@@ -19,6 +19,12 @@ ffibuilder.cdef(
     int timerfd_create(int clockid, int flags);
     int pyvmm_timerfd_settime(int fd, int64_t deadline_ns, int64_t period_ns);
     int fallocate(int fd, int mode, int64_t offset, int64_t length);
+
+    #define MADV_DONTNEED ...
+    #define MADV_MERGEABLE ...
+    #define MADV_POPULATE_WRITE ...
+    int madvise(void *address, size_t length, int advice);
+    int pyvmm_set_thread_name(const char *name);
     """
 )
 ffibuilder.set_source(
@@ -29,8 +35,19 @@ ffibuilder.set_source(
     #endif
     #include <fcntl.h>
     #include <stdint.h>
+    #include <sys/mman.h>
+    #include <sys/prctl.h>
     #include <sys/timerfd.h>
     #include <time.h>
+
+    #ifndef MADV_POPULATE_WRITE  /* newer than some C libraries: Linux 5.14 */
+    #define MADV_POPULATE_WRITE 23
+    #endif
+
+    static int pyvmm_set_thread_name(const char *name)
+    {
+        return prctl(PR_SET_NAME, name, 0, 0, 0);
+    }
 
     static struct timespec timespec_of(int64_t ns)
     {

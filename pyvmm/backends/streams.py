@@ -23,6 +23,7 @@ from pyvmm.backends.character import CharacterDevice
 from pyvmm.backends.terminal import EscapeKeys, raw_attributes
 from pyvmm.errors import HostError
 from pyvmm.eventloop import READABLE, EventLoop
+from pyvmm.threads import NamedThread
 
 OUTPUT_CAPACITY = 64 * 1024
 """Output that may wait to be written; then the device is refused, and its guest waits. As much
@@ -76,7 +77,7 @@ class OutputThread:
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
-        self._thread = threading.Thread(target=self._run, name="pyvmm-console", daemon=True)
+        self._thread = NamedThread(target=self._run, name="pyvmm-console", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -97,6 +98,21 @@ class OutputThread:
             buffer.append(byte)
             self._filled.notify()
             return True
+
+    def write(self, data: memoryview) -> int:
+        """Take as many bytes as there is room for. ``on_room`` is called when there is room for
+        the rest."""
+        with self._lock:
+            buffer = self._buffer
+            before = len(buffer)
+            accepted = min(len(data), OUTPUT_CAPACITY - before)
+            buffer += data[:accepted]
+            if accepted < len(data):
+                self._refused = True
+            # Half a buffer is company enough: don't wait for more.
+            if accepted and (not before or len(buffer) >= OUTPUT_CAPACITY // 2):
+                self._filled.notify()
+            return accepted
 
     def flush(self, timeout: float) -> bool:
         """Wait until all has been written, ``timeout`` seconds at most; whether it has."""
@@ -145,7 +161,7 @@ class OutputThread:
                 if self._stopping:
                     return None
                 self._filled.wait()
-            if not self._hurry:
+            if not self._hurry and len(self._buffer) < OUTPUT_CAPACITY // 2:
                 self._filled.wait(COALESCE_SECONDS)
             data, self._buffer = self._buffer, bytearray()
             self._idle = False
@@ -226,6 +242,7 @@ class StreamBackend:
             reader_may_return=reader_may_return,
         )
         self.put = self._output.put  # without a layer between: a guest's every byte comes here
+        self.write = self._output.write
 
     def connect(self, device: CharacterDevice) -> None:
         self._device = device

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
 
 from pyvmm.backends.disk import SECTOR_SIZE, DiskImage
 from pyvmm.errors import ConfigError
+from pyvmm.threads import NamedThread
 from pyvmm.virtio.device import DeviceId, VirtioDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
 
@@ -109,7 +109,7 @@ class BlockDevice(VirtioDevice):
         self._on_error = on_error
         self._queue: Virtqueue | None = None
         self._write_through = False
-        self._worker: threading.Thread | None = None
+        self._worker: NamedThread | None = None
         self._stopping = False
         self._dropping = False
 
@@ -136,7 +136,7 @@ class BlockDevice(VirtioDevice):
     def _start(self) -> None:
         if self._queue is not None and self._worker is None:
             self._stopping = False
-            self._worker = threading.Thread(
+            self._worker = NamedThread(
                 target=self._work, args=(self._queue,), name=f"pyvmm-{self.name}", daemon=True
             )
             self._worker.start()
