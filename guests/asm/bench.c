@@ -5,6 +5,7 @@
  *   ticks=N   how long each series lasts, by the time-stamp counter
  *   exits     accesses to a port, to a virtio disk's configuration, and to its doorbell
  *   disk      requests to the disk
+ *   busy      how long a write to a port takes while 32 requests are under way
  *   hold      set the disk up, then print `holding` and do nothing
  *
  * A series' line is `NAME: COUNT TICKS`, both hexadecimal. All runs in ring 3, which every KVM runs
@@ -137,6 +138,52 @@ static void disk_series(const char *name, unsigned type, uint32_t length, unsign
         report(name, done, start);
 }
 
+/* Durations of 1024 ticks, the last one and longer. */
+static uint32_t histogram[65536];
+#define HISTOGRAM_SHIFT 10
+
+static void report_percentile(const char *name, uint64_t total, unsigned percent)
+{
+    uint64_t rest = total - total * percent / 100;
+    unsigned at = sizeof histogram / sizeof *histogram;
+    for (uint64_t seen = 0; at && seen <= rest; seen += histogram[at])
+        at--;
+    print("%s: %X %X\n", name, (uint64_t)at << HISTOGRAM_SHIFT, total);
+}
+
+/* The disk always has as many requests as it takes, and the CPU writes to a port meanwhile. */
+static void measure_busy(void)
+{
+    uint64_t total = 0, start = now();
+    unsigned pending = 0;
+    uint16_t head;
+    uint32_t written;
+    for (; pending < DISK_DEPTH; pending++)
+        submit(pending, VIRTIO_BLK_T_IN, next_sector(0, 4096, false), 4096);
+    virtqueue_kick(&disk_queue);
+    while (pending) {
+        bool go_on = now() - start < 4 * ticks;
+        while (virtqueue_take(&disk_queue, &head, &written))
+            if (go_on)
+                submit(head / 3, VIRTIO_BLK_T_IN, next_sector(0, 4096, false), 4096);
+            else
+                pending--;
+        virtqueue_stay_quiet(&disk_queue);
+        virtqueue_kick(&disk_queue);
+        if (!go_on)
+            continue;
+        uint64_t before = now();
+        outb(POST_PORT, 0);
+        uint64_t place = (now() - before) >> HISTOGRAM_SHIFT;
+        unsigned last = sizeof histogram / sizeof *histogram - 1;
+        histogram[place < last ? place : last]++;
+        total++;
+    }
+    report_percentile("busy-50", total, 50);
+    report_percentile("busy-99", total, 99);
+    report_percentile("busy-100", total, 100);
+}
+
 static void measure_exits(void)
 {
     SERIES("port", outb(POST_PORT, 0));
@@ -188,6 +235,8 @@ void ring3_main(const uint8_t *start_info)
         measure_exits();
     if (has_disk && command_line_has(page, "disk"))
         measure_disk();
+    if (has_disk && command_line_has(page, "busy"))
+        measure_busy();
     print("ended: %X\n", now());
     outb(DEBUG_EXIT, 0);
     for (;;)

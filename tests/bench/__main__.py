@@ -1,27 +1,62 @@
-"""All benchmarks: `python -m tests.bench`, in the checkout.
+"""Measure PyVMM against others: `python -m tests.bench [NAME…]`, in the checkout.
 
-Each runs in a process of its own, because a process's peak memory is never less than that of the
-one it was forked from.
+One table of ratios. Every line of it comes from turns: each VMM once a round, so that what else
+the host does hits all of them.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import subprocess
 import sys
+from pathlib import Path
 
-BENCHMARKS = ("exits", "startup")
+from tests.bench import exits, footprint, guest, startup
+from tests.bench.table import Row, render, to_json
+from tests.bench.vmm import BenchError
+
+BENCHMARKS = {
+    "loop": exits.loop,
+    "exits": guest.exits,
+    "start": startup.startup,
+    "disk": guest.disk,
+    "footprint": footprint.footprint,
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure PyVMM against other VMMs."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--rounds", type=int, help="how often each VMM has its turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there too")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    return options
 
 
 def main() -> None:
-    """Run them, if this host lets us."""
+    """Measure what was asked for, or all, if this host lets us."""
+    options = parse()
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR))
     except OSError as error:
         sys.exit(f"bench: this host's /dev/kvm can't be used: {error.strerror}")
-    for name in BENCHMARKS:
-        subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=True)
-        print()
+    rows: list[Row] = []
+    for name in options.names or BENCHMARKS:
+        print(f"bench: {name}", file=sys.stderr, flush=True)
+        arguments = {} if options.rounds is None else {"rounds": options.rounds}
+        try:
+            rows += BENCHMARKS[name](**arguments)
+        except BenchError as error:
+            sys.exit(f"bench: {name}: {error}")
+    print(render(rows))
+    if options.json:
+        options.json.write_text(json.dumps(to_json(rows), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """What an exit costs: a bare loop in C against PyVMM's own, with the same guest.
 
 The guest (guests/asm/exits.S) repeats one kind of access 20,000 times and says so at a port, then
-the next kind. Both loops answer with a device that does nothing. They take turns, so that what
-else the machine does hits both, and the medians are compared.
+the next kind. Both loops answer with a device that does nothing.
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,8 +20,10 @@ from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device
 from pyvmm.errors import GuestFaults
 from pyvmm.kvm import Kvm
 from pyvmm.kvm.cpuid import guest_cpuid
+from pyvmm.machine import SWITCH_INTERVAL
 from pyvmm.memory import MIB, GuestMemory
 from pyvmm.vcpu import VcpuThread, enter
+from tests.bench.table import LESS, PYVMM, Row
 
 ROUNDS = 7
 TIMES = 20_000
@@ -32,17 +32,15 @@ MARK_PORT, PORT, ADDRESS = 0x5E0, 0x5E4, 0xD000_0000
 LAST_MARK = 0xFF
 
 SERIES = (
-    "ring 0  out",
-    "ring 0  in",
-    "ring 0  MMIO store",
-    "ring 0  MMIO load",
-    "ring 3  out",
-    "ring 3  in",
-    "ring 3  MMIO store",
-    "ring 3  MMIO load",
+    "ring 0, out",
+    "ring 0, in",
+    "ring 0, MMIO store",
+    "ring 0, MMIO load",
+    "ring 3, out",
+    "ring 3, in",
+    "ring 3, MMIO store",
+    "ring 3, MMIO load",
 )
-
-BUDGET_US = 1.5
 
 Costs = dict[int, float]
 """Nanoseconds by the series' number."""
@@ -136,28 +134,26 @@ def compile_c(directory: str) -> Path:
     return program
 
 
-def main() -> None:
-    """Measure and print the table."""
+def loop(rounds: int = ROUNDS) -> list[Row]:
+    """One exit and back, in microseconds, by the kind of access."""
     guest = build() / "exits"
-    c_costs: list[Costs] = []
-    pyvmm_costs: list[Costs] = []
-    sys.setswitchinterval(1e-4)
+    costs: dict[str, list[Costs]] = {PYVMM: [], "C loop": []}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     kvm = Kvm()
     with tempfile.TemporaryDirectory() as directory:
         program = compile_c(directory)
-        for _ in range(ROUNDS):
-            c_costs.append(run_c(program, guest))
-            pyvmm_costs.append(run_pyvmm(kvm, guest.read_bytes()))
+        for _ in range(rounds):
+            costs[PYVMM].append(run_pyvmm(kvm, guest.read_bytes()))
+            costs["C loop"].append(run_c(program, guest))
     kvm.close()
-
-    print(f"One exit and back, {TIMES} times, median of {ROUNDS} rounds; microseconds")
-    print(f"{'':20}{'C loop':>10}{'PyVMM':>10}{'more':>10}{'ratio':>8}")
-    for number, name in enumerate(SERIES):
-        c = statistics.median(costs[number] for costs in c_costs) / 1000
-        pyvmm = statistics.median(costs[number] for costs in pyvmm_costs) / 1000
-        print(f"{name:20}{c:10.2f}{pyvmm:10.2f}{pyvmm - c:+10.2f}{pyvmm / c:8.2f}")
-    print(f"The budget: about {BUDGET_US} more.")
-
-
-if __name__ == "__main__":
-    main()
+    sys.setswitchinterval(interval)
+    return [
+        Row(
+            f"one exit: {name}",
+            "us",
+            LESS,
+            {who: [each[number] / 1000 for each in runs] for who, runs in costs.items()},
+        )
+        for number, name in enumerate(SERIES)
+    ]
