@@ -1,9 +1,10 @@
 """Guest-physical memory.
 
 RAM is one memfd, so that it can later be shared with another process (vhost-user) and so that
-KVM, our devices and the host's I/O calls all use the same pages. It appears in the guest-physical
-address space as one or two regions: below the 32-bit MMIO hole, and from 4 GiB up for what
-doesn't fit below it. GPA stands for guest-physical address throughout.
+KVM, our devices and the host's I/O calls all use the same pages. (Mergeable memory is the
+exception: the kernel merges private pages only.) It appears in the guest-physical address space
+as one or two regions: below the 32-bit MMIO hole, and from 4 GiB up for what doesn't fit below
+it. GPA stands for guest-physical address throughout.
 
 Nothing outside this file and :mod:`pyvmm.kvm` computes with host addresses. Every access is
 checked: a range that is not wholly inside one region, wrap-around included, raises
@@ -12,6 +13,7 @@ checked: a range that is not wholly inside one region, wrap-around included, rai
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -22,6 +24,7 @@ from pyvmm.errors import GuestMemoryError, HostError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE_SIZE = 4096
+HUGE_PAGE_SIZE = 2 * MIB
 
 MMIO_HOLE_START = 3 * GIB
 """Where RAM ends below 4 GiB: PCI windows, ECAM, IOAPIC, LAPIC and the ROM lie above."""
@@ -58,39 +61,98 @@ class MemoryRegion(NamedTuple):
 
 
 class GuestMemory:
-    """The guest's RAM: ``size`` bytes, a multiple of the page size.
+    """The guest's RAM: ``size`` bytes, a multiple of ``page_size``.
 
-    Raises :class:`~pyvmm.errors.HostError` if the host won't map that much.
+    It is made of huge pages of 2 MiB, reserved for it, with ``hugepages``; allocated in full now
+    and not when it is touched with ``prealloc``; and subject to same-page merging (KSM) with
+    ``mergeable``, which excludes huge pages and leaves no file to share (``fd`` is -1).
+
+    Raises :class:`~pyvmm.errors.HostError` if the host won't map or allocate that much.
     """
 
-    def __init__(self, size: int) -> None:
-        if size <= 0 or size % PAGE_SIZE:
-            raise ValueError(f"memory size {size} is not a positive multiple of {PAGE_SIZE}")
+    def __init__(
+        self,
+        size: int,
+        *,
+        hugepages: bool = False,
+        prealloc: bool = False,
+        mergeable: bool = False,
+    ) -> None:
+        self.page_size = HUGE_PAGE_SIZE if hugepages else PAGE_SIZE
+        if size <= 0 or size % self.page_size:
+            raise ValueError(f"memory size {size} is not a positive multiple of {self.page_size}")
         self.size = size
-        self.fd = os.memfd_create("pyvmm-guest-ram", os.MFD_CLOEXEC)
-        below = min(size, MMIO_HOLE_START)
-        pieces = [(0, below)]
-        if size > below:
-            pieces.append((MMIO_HOLE_END, size - below))
+        self.fd = -1
+        self._stays_allocated = hugepages or prealloc
+        hint = "use a smaller --memory"
+        if hugepages:
+            wanted = size // HUGE_PAGE_SIZE
+            hint = f"reserve huge pages with 'sysctl vm.nr_hugepages={wanted}', more if others do"
         try:
-            os.ftruncate(self.fd, size)
-            regions = []
-            offset = 0
-            for gpa, length in pieces:
-                mapping = mmap.mmap(
-                    self.fd,
-                    length,
-                    flags=mmap.MAP_SHARED | MAP_NORESERVE,
-                    offset=offset,
-                )
-                regions.append(MemoryRegion(gpa, length, offset, memoryview(mapping)))
-                offset += length
+            if not mergeable:
+                flags = os.MFD_HUGETLB | os.MFD_HUGE_2MB if hugepages else 0
+                self.fd = os.memfd_create("pyvmm-guest-ram", os.MFD_CLOEXEC | flags)
+                os.ftruncate(self.fd, size)
+            # A mapping of huge pages is a reservation, which can fail now; without it the first
+            # touch would fail, with SIGBUS.
+            self.regions = self._map(0 if hugepages else MAP_NORESERVE)
+            if mergeable:
+                self._advise_merging()
+            if prealloc:
+                self._allocate()
         except (OSError, OverflowError, ValueError) as error:
-            os.close(self.fd)
+            self.close()
+            reason = error.strerror if isinstance(error, OSError) else error
+            pages = " in huge pages" if hugepages else ""
             raise HostError(
-                f"can't map {size // MIB} MiB of guest memory: {error}", "use a smaller --memory"
+                f"can't map {size // MIB} MiB of guest memory{pages}: {reason}", hint
             ) from error
-        self.regions: tuple[MemoryRegion, ...] = tuple(regions)
+        except HostError:
+            self.close()
+            raise
+
+    def _map(self, flags: int) -> tuple[MemoryRegion, ...]:
+        """Map all of it: what lies below the hole, and the rest."""
+        flags |= mmap.MAP_SHARED if self.fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        below = min(self.size, MMIO_HOLE_START)
+        pieces = [(0, below, 0)]
+        if self.size > below:
+            pieces.append((MMIO_HOLE_END, self.size - below, below))
+        return tuple(
+            MemoryRegion(
+                gpa,
+                length,
+                offset,
+                memoryview(mmap.mmap(self.fd, length, flags, offset=offset if self.fd >= 0 else 0)),
+            )
+            for gpa, length, offset in pieces
+        )
+
+    def _advise_merging(self) -> None:
+        try:
+            for region in self.regions:
+                host.madvise(region.view, host.MADV_MERGEABLE)
+        except OSError as error:
+            raise HostError(f"--memory: the host can't merge pages: {error.strerror}") from error
+
+    def _allocate(self) -> None:
+        """Have the host allocate every page. What it doesn't have it refuses in words only if it
+        is asked in time: later it kills."""
+        if self.page_size == PAGE_SIZE and self.size > _available():
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        for region in self.regions:
+            try:
+                host.madvise(region.view, host.MADV_POPULATE_WRITE)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._allocate_as_before_linux_5_14(region)
+
+    def _allocate_as_before_linux_5_14(self, region: MemoryRegion) -> None:
+        if self.fd >= 0:
+            host.fallocate(self.fd, 0, region.file_offset, region.size)
+        else:
+            region.view[::PAGE_SIZE] = bytes(region.size // PAGE_SIZE)
 
     @property
     def top(self) -> int:
@@ -99,7 +161,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Close the memfd. The mapping itself goes when the last view of it does."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def contains(self, gpa: int, length: int) -> bool:
         """Whether ``length`` bytes at ``gpa`` are all RAM."""
@@ -127,20 +190,45 @@ class GuestMemory:
 
     def clear(self, gpa: int, length: int) -> None:
         """Zero ``length`` bytes at ``gpa``. Whole pages aren't written but given back to the host,
-        so clearing memory that was never touched costs none."""
+        so clearing memory that was never touched costs none; unless it was allocated on
+        purpose."""
         view = self.view(gpa, length)
+        if self._stays_allocated:
+            view[:] = bytes(length)
+            return
         head = min(-gpa % PAGE_SIZE, length)
         pages = (length - head) & -PAGE_SIZE
         view[:head] = bytes(head)
         view[head + pages :] = bytes(length - head - pages)
-        if pages:
-            region = next(r for r in self.regions if r.gpa <= gpa < r.end)
-            host.fallocate(
-                self.fd,
-                host.FALLOC_FL_PUNCH_HOLE | host.FALLOC_FL_KEEP_SIZE,
-                region.file_offset + gpa - region.gpa + head,
-                pages,
-            )
+        self.discard(gpa + head, pages)
+
+    def discard(self, gpa: int, length: int) -> None:
+        """Give the whole pages in ``length`` bytes at ``gpa`` back to the host. They read as zeros
+        from then on, and are allocated anew when they are written. OSError if the host fails."""
+        view = self.view(gpa, length)
+        head = min(-gpa % self.page_size, length)
+        pages = (length - head) & -self.page_size
+        if not pages:
+            return
+        if self.fd < 0:
+            host.madvise(view[head : head + pages], host.MADV_DONTNEED)
+            return
+        region = next(r for r in self.regions if r.gpa <= gpa < r.end)
+        host.fallocate(
+            self.fd,
+            host.FALLOC_FL_PUNCH_HOLE | host.FALLOC_FL_KEEP_SIZE,
+            region.file_offset + gpa - region.gpa + head,
+            pages,
+        )
+
+    def gpa_of(self, view: memoryview) -> int:
+        """Where ``view``, which is one of this memory, lies."""
+        address = host.address_of(view)
+        for region in self.regions:
+            offset = address - host.address_of(region.view)
+            if 0 <= offset < region.size:
+                return region.gpa + offset
+        raise ValueError("not a view of guest memory")
 
     def read_u8(self, gpa: int) -> int:
         return self.view(gpa, 1)[0]
@@ -165,3 +253,10 @@ class GuestMemory:
 
     def write_u64(self, gpa: int, value: int) -> None:
         _U64.pack_into(self.view(gpa, 8), 0, value)
+
+
+def _available() -> int:
+    """How much memory the host can still allocate, swap included, in bytes."""
+    with open("/proc/meminfo") as meminfo:
+        lines = dict(line.split(":") for line in meminfo)
+    return sum(int(lines[name].split()[0]) * KIB for name in ("MemAvailable", "SwapFree"))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm import host
+from pyvmm import memory as memory_module
 from pyvmm.errors import GuestMemoryError, HostError
-from pyvmm.memory import GIB, MIB, MMIO_HOLE_END, MMIO_HOLE_START, PAGE_SIZE, GuestMemory
+from pyvmm.memory import (
+    GIB,
+    HUGE_PAGE_SIZE,
+    MIB,
+    MMIO_HOLE_END,
+    MMIO_HOLE_START,
+    PAGE_SIZE,
+    GuestMemory,
+)
 
 SIZE = 1 * MIB
 
@@ -156,3 +168,156 @@ def test_too_much_is_the_hosts_error() -> None:
     with pytest.raises(HostError, match="can't map"):
         GuestMemory(1 << 60)
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def resident(memory: GuestMemory) -> int:
+    """How much of it is in the host's memory and mapped by this process, in bytes."""
+    address = host.address_of(memory.view(0, 1))
+    with open("/proc/self/smaps") as smaps:
+        text = smaps.read()
+    found = re.search(rf"^{address:x}-.*?^Rss: +(\d+) kB", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def smaps_flags(memory: GuestMemory) -> list[str]:
+    """The VmFlags of its mapping."""
+    address = host.address_of(memory.view(0, 1))
+    with open("/proc/self/smaps") as smaps:
+        text = smaps.read()
+    found = re.search(rf"^{address:x}-.*?^VmFlags: (.*?)$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1].split()
+
+
+@pytest.fixture(params=["shared", "mergeable"])
+def either(request: pytest.FixtureRequest) -> Iterator[GuestMemory]:
+    """Memory of both kinds that pages can be taken from."""
+    try:
+        memory = GuestMemory(SIZE, mergeable=request.param == "mergeable")
+    except HostError:
+        assert not os.path.exists("/sys/kernel/mm/ksm/run")
+        pytest.skip("this kernel has no KSM")
+    yield memory
+    memory.close()
+
+
+def test_discarded_pages_go_back_to_the_host(either: GuestMemory) -> None:
+    either.fill(0, SIZE, 0xAA)
+    assert resident(either) == SIZE
+    either.discard(PAGE_SIZE, SIZE - 2 * PAGE_SIZE)
+    assert resident(either) == 2 * PAGE_SIZE
+    pages = SIZE // PAGE_SIZE
+    expected = b"\xaa" * PAGE_SIZE + bytes((pages - 2) * PAGE_SIZE) + b"\xaa" * PAGE_SIZE
+    assert either.read(0, SIZE) == expected
+    either.write(PAGE_SIZE, b"again")
+    assert either.read(PAGE_SIZE, 6) == b"again\0"
+
+
+@given(start=st.integers(0, 5 * PAGE_SIZE), length=st.integers(0, 5 * PAGE_SIZE))
+def test_only_whole_pages_are_discarded(start: int, length: int) -> None:
+    SHARED.fill(0, 10 * PAGE_SIZE, 0xAA)
+    SHARED.discard(start, length)
+    first, behind = -(-start // PAGE_SIZE), (start + length) // PAGE_SIZE
+    for page in range(10):
+        value = 0 if first <= page < behind else 0xAA
+        assert SHARED.read(page * PAGE_SIZE, PAGE_SIZE) == bytes((value,)) * PAGE_SIZE
+
+
+def test_discard_above_the_hole(split: GuestMemory) -> None:
+    split.write_u32(MMIO_HOLE_END, 1)
+    split.write_u32(MMIO_HOLE_START - PAGE_SIZE, 2)  # the file's page before
+    split.discard(MMIO_HOLE_END, PAGE_SIZE)
+    assert split.read_u32(MMIO_HOLE_END) == 0
+    assert split.read_u32(MMIO_HOLE_START - PAGE_SIZE) == 2
+    with pytest.raises(GuestMemoryError):
+        split.discard(MMIO_HOLE_START - PAGE_SIZE, 2 * PAGE_SIZE)
+
+
+def test_a_view_knows_where_it_lies(split: GuestMemory) -> None:
+    for gpa in (0, 5, MMIO_HOLE_START - 1, MMIO_HOLE_END, MMIO_HOLE_END + GIB - 1):
+        assert split.gpa_of(split.view(gpa, 1)) == gpa
+    with pytest.raises(ValueError, match="not a view"):
+        split.gpa_of(memoryview(bytearray(1)))
+
+
+def test_memory_can_be_allocated_beforehand() -> None:
+    memory = GuestMemory(SIZE, prealloc=True)
+    assert resident(memory) == SIZE
+    memory.fill(0, 3 * PAGE_SIZE, 1)
+    memory.clear(0, 2 * PAGE_SIZE)  # and stays so
+    assert memory.read(0, 3 * PAGE_SIZE) == bytes(2 * PAGE_SIZE) + b"\x01" * PAGE_SIZE
+    assert resident(memory) == SIZE
+    memory.close()
+
+
+def test_kernels_before_5_14_allocate_in_another_way(
+    monkeypatch: pytest.MonkeyPatch, either: GuestMemory
+) -> None:
+    madvise = host.madvise
+
+    def old(view: memoryview, advice: int) -> None:
+        if advice == host.MADV_POPULATE_WRITE:
+            raise OSError(errno.EINVAL, "")
+        madvise(view, advice)
+
+    monkeypatch.setattr(host, "madvise", old)
+    memory = GuestMemory(SIZE, prealloc=True, mergeable=either.fd < 0)
+    if either.fd < 0:
+        assert resident(memory) == SIZE
+    else:
+        assert os.fstat(memory.fd).st_blocks * 512 >= SIZE
+    memory.close()
+
+
+def test_more_than_the_host_has_is_not_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(memory_module, "_available", lambda: SIZE - 1)
+    with pytest.raises(HostError, match=r"can't map 1 MiB .*: Cannot allocate memory"):
+        GuestMemory(SIZE, prealloc=True)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_what_the_host_has() -> None:
+    assert 0 < memory_module._available() < 1 << 60
+
+
+def test_mergeable_memory_is_private_and_the_kernel_knows(either: GuestMemory) -> None:
+    mergeable = either.fd == -1
+    flags = smaps_flags(either)
+    assert ("mg" in flags, "sh" in flags) == (mergeable, not mergeable)
+
+
+def test_a_kernel_that_merges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(view: memoryview, advice: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(host, "madvise", unknown)
+    with pytest.raises(HostError, match="can't merge pages"):
+        GuestMemory(SIZE, mergeable=True)
+
+
+def test_huge_pages_that_there_are_not() -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="in huge pages") as error:
+        GuestMemory(1 << 50, hugepages=True)
+    assert f"sysctl vm.nr_hugepages={(1 << 50) // HUGE_PAGE_SIZE}" in error.value.hint
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_huge_pages_are_discarded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file of small pages: the host needn't have huge ones."""
+    monkeypatch.setattr(os, "MFD_HUGETLB", 0)
+    monkeypatch.setattr(os, "MFD_HUGE_2MB", 0)
+    memory = GuestMemory(2 * HUGE_PAGE_SIZE, hugepages=True)
+    memory.fill(0, 2 * HUGE_PAGE_SIZE, 1)
+    memory.discard(PAGE_SIZE, 2 * HUGE_PAGE_SIZE - 2 * PAGE_SIZE)
+    assert resident(memory) == 2 * HUGE_PAGE_SIZE
+    memory.discard(PAGE_SIZE, 2 * HUGE_PAGE_SIZE - PAGE_SIZE)
+    assert resident(memory) == HUGE_PAGE_SIZE
+    memory.close()
+
+
+def test_huge_pages_come_in_2_mib() -> None:
+    with pytest.raises(ValueError):
+        GuestMemory(HUGE_PAGE_SIZE + PAGE_SIZE, hugepages=True)
