@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
 from pyvmm.backends.character import CharacterBackend
-from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, DoorbellController
+from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device, DoorbellController
 from pyvmm.config import DiskConfig
 from pyvmm.devices.cmos import Cmos
 from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
@@ -70,6 +70,8 @@ class Board:
         self._requests = requests
         self.pio = Bus("port", PIO_SPACE, wiring.faults, flat=True)
         self.mmio = Bus("MMIO", MMIO_SPACE, wiring.faults)
+        self.devices: dict[str, Device] = {}
+        """All devices but those behind PCI, which the device "pci" sees to."""
         self.serial_ports: list[Serial] = []
         self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
         self.virtio: list[VirtioPci] = []
@@ -88,6 +90,7 @@ class Board:
         self.pio.add(layout.PIT_GATE, 1, pit.gate_window, "PIT gate", max_size=1)
         cmos = Cmos(line(layout.RTC_IRQ), clock, self._wiring.memory.size)
         self.pio.add(layout.CMOS_PORTS, 2, cmos, "CMOS", max_size=1)
+        self.devices |= {"pit": pit, "cmos": cmos}
 
     def _add_keyboard(self) -> None:
         keyboard = I8042(
@@ -102,6 +105,7 @@ class Board:
         )
         port_a = SystemControlPortA(self._requests.reset)
         self.pio.add(layout.SYSTEM_CONTROL_A, 1, port_a, "system control port A", max_size=1)
+        self.devices |= {"i8042": keyboard, "port-a": port_a}
 
     def _add_power(self) -> PowerManagement:
         wiring = self._wiring
@@ -111,6 +115,7 @@ class Board:
         self.pio.add(layout.PM1A_EVENT, 4, power.event_window, "PM1a event", max_size=4)
         self.pio.add(layout.PM1A_CONTROL, 2, power.control_window, "PM1a control", max_size=2)
         self.pio.add(layout.PM_TIMER, 4, power.timer_window, "PM timer", max_size=4)
+        self.devices["power"] = power
         return power
 
     def _add_pci(self) -> PciBus:
@@ -119,9 +124,11 @@ class Board:
             for number in range(layout.PCI_INTX_LINES)
         ]
         pci = PciBus(self.mmio, self.pio, intx, self._wiring.faults)
-        ports = ConfigPorts(pci, ResetControl(self._requests.reset))
+        reset_control = ResetControl(self._requests.reset)
+        ports = ConfigPorts(pci, reset_control)
         self.pio.add(layout.PCI_CONFIG, 8, ports, "PCI configuration", max_size=4)
         self.mmio.add(layout.ECAM, layout.ECAM_SIZE, pci.ecam, "ECAM", max_size=4)
+        self.devices |= {"pci": pci, "pci-ports": ports, "reset-control": reset_control}
         return pci
 
     def _add_pvpanic(self) -> None:
@@ -132,11 +139,13 @@ class Board:
 
         pvpanic = Pvpanic(report, self._wiring.faults)
         self.pio.add(layout.PVPANIC, 1, pvpanic, "pvpanic", max_size=1)
+        self.devices["pvpanic"] = pvpanic
 
     def _add_post_port(self) -> PostPort:
         post = PostPort()
         self.pio.add(layout.POST_PORT, 1, post, "POST", max_size=1)
         self.pio.add(layout.DELAY_PORT, 1, post.delay_window, "delay", max_size=1)
+        self.devices["post"] = post
         return post
 
     def add_serial_port(self, backend: CharacterBackend) -> Serial:
@@ -147,6 +156,7 @@ class Board:
         self.serial_ports.append(port)
         base = layout.SERIAL_PORTS[number]
         self.pio.add(base, 8, port, f"serial COM{number + 1}", max_size=1)
+        self.devices[f"com{number + 1}"] = port
         return port
 
     def add_disk(self, config: DiskConfig, image: DiskImage) -> None:
@@ -186,12 +196,15 @@ class Board:
             for byte in data:
                 backend.put(byte)  # there is no flow control: what doesn't fit is lost
 
-        self.pio.add(layout.DEBUG_CONSOLE, 1, DebugConsole(put), "debug console", max_size=1)
+        device = DebugConsole(put)
+        self.pio.add(layout.DEBUG_CONSOLE, 1, device, "debug console", max_size=1)
+        self.devices["debug-console"] = device
 
     def add_debug_exit(self) -> None:
         """Port 0xF4: a write ends the machine."""
         device = DebugExit(self._requests.debug_exit)
         self.pio.add(layout.DEBUG_EXIT, 4, device, "debug exit", max_size=4)
+        self.devices["debug-exit"] = device
 
     def assign_pci_addresses(self) -> None:
         """Give every BAR its address; after the last PCI device was added."""
@@ -201,6 +214,24 @@ class Board:
         """Bring the devices to rest: nobody touches guest memory or an image any more."""
         for transport in self.virtio:
             transport.reset()
+
+    def reset(self) -> None:
+        """A platform reset, while no vCPU runs: every device as at power-on but for what a battery
+        keeps, all lines low, and again what firmware would do."""
+        self.quiesce()
+        for device in self.devices.values():
+            with device.lock:
+                device.reset()
+
+    def pause(self) -> None:
+        """Have the devices leave guest memory alone until :meth:`resume`."""
+        for transport in self.virtio:
+            transport.device.pause()
+
+    def resume(self) -> None:
+        """Let the devices go on."""
+        for transport in self.virtio:
+            transport.device.resume()
 
     def close(self) -> None:
         """Release what the devices have of the host's; the board is of no use afterwards."""

@@ -27,7 +27,7 @@ DEFAULT_COMMAND_LINE = "console=ttyS0 reboot=k panic=-1"
 DISK_ROOT = "root=/dev/vda rw"
 
 ENTRIES = ("auto", "64", "32", "pvh", "real")
-ON_REBOOT = ("exit",)
+ON_REBOOT = ("exit", "restart")
 TRANSPORTS = ("pci", "mmio")
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40, "B": 1}

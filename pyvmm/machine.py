@@ -8,6 +8,13 @@
 
 Whatever ends a machine (the guest powers off, a vCPU crashes, a timeout, a signal) calls
 :meth:`Machine.end`; the first caller decides the outcome.
+
+Between :meth:`Machine.pause` and :meth:`Machine.resume` nothing of the guest moves.
+:meth:`Machine.reset` does what a PC's reset button does, while devices keep what they have of the
+host's: RAM is cleared, each device returns to its power-on state, and the kernel is loaded anew
+and entered by vCPUs of a new VM. A new one, because KVM keeps a good deal of a guest behind many
+ioctls, differing by kernel and CPU (MSRs, local APICs, nested guests, paravirtual clocks): so what
+the second boot finds is what the first one found, by construction.
 """
 
 from __future__ import annotations
@@ -23,17 +30,20 @@ from pyvmm import boot, layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.board import Board, Requests, Wiring
 from pyvmm.boot import acpi
+from pyvmm.boot.entry import EntryState
 from pyvmm.config import MachineConfig
-from pyvmm.errors import GuestFaults
+from pyvmm.errors import GuestFaults, PyvmmError
 from pyvmm.eventloop import EventLoop
 from pyvmm.kvm import Kvm, Vcpu, Vm
 from pyvmm.kvm.cpuid import guest_cpuid
 from pyvmm.kvm.irqchip import InterruptRouter, KvmDoorbells
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
-from pyvmm.vcpu import GuestCrash, VcpuThread, enter, prepare
+from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, enter, prepare
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyvmm.backends.disk import DiskImage
 
 SWITCH_INTERVAL = 100e-6
@@ -64,6 +74,15 @@ class Machine:
         self.loop = loop or EventLoop()
         self.loop.on_error = self._failed
         self.failure: BaseException | None = None
+        self.before_reset: Callable[[], None] | None = None
+        """Called when a reset has brought the guest to rest, on the I/O thread; may call
+        :meth:`end`, and there is no reset then."""
+        self._serial_ports = len(serial)
+        self._lifecycle = threading.RLock()  # held while vCPUs are started, and waited for
+        self._started = False
+        self._paused = False
+        self._reset_wanted = False
+        self._reboots = 0
         self._ended = threading.Event()
         self._end_lock = threading.RLock()
         self._outcome: Outcome | None = None
@@ -79,7 +98,33 @@ class Machine:
         self._disks = self._open_disks(resources)
         self.memory = GuestMemory(config.memory_size)
         resources.callback(self.memory.close)
-        tables = acpi.build(cpus=config.cpus, serial_ports=len(serial))
+        entry = self._load_guest()
+
+        self._kvm = Kvm()
+        resources.callback(self._kvm.close)
+        self._vm_resources = ExitStack()
+        resources.callback(lambda: self._vm_resources.close())
+        vm, vcpus = self._create_vm(entry, self._vm_resources)
+        self._router = InterruptRouter(vm)
+        self._doorbells = KvmDoorbells(vm)
+        self.board = self._build_board(serial)
+        resources.callback(self.board.close)
+        self.vcpus = [
+            VcpuThread(
+                vcpu,
+                self.board.pio,
+                self.board.mmio,
+                on_crash=self._crashed,
+                on_reset=self.press_reset_button,
+                on_error=self._failed,
+            )
+            for vcpu in vcpus
+        ]
+
+    def _load_guest(self) -> EntryState:
+        """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
+        config = self.config
+        tables = acpi.build(cpus=config.cpus, serial_ports=self._serial_ports)
         entry = boot.load(
             config.kernel,
             self.memory,
@@ -89,25 +134,7 @@ class Machine:
             rsdp=tables.rsdp,
         )
         self.memory.write(layout.ACPI_TABLES, tables.blob)
-
-        self._kvm = Kvm()
-        resources.callback(self._kvm.close)
-        self._vm = self._create_vm()
-        resources.callback(self._vm.close)
-        self.board = self._build_board(serial)
-        resources.callback(self.board.close)
-        self.vcpus = [
-            VcpuThread(
-                vcpu,
-                self.board.pio,
-                self.board.mmio,
-                on_crash=self._crashed,
-                on_reset=lambda: self.end(Reason.REBOOT),
-                on_error=self._failed,
-            )
-            for vcpu in self._create_vcpus(resources)
-        ]
-        enter(self.vcpus[0].vcpu, entry)
+        return entry
 
     def _open_disks(self, resources: ExitStack) -> list[DiskImage]:
         if not self.config.disks:
@@ -122,19 +149,18 @@ class Machine:
         return images
 
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
-        router = InterruptRouter(self._vm)
         wiring = Wiring(
             memory=self.memory,
-            line=router.line,
-            msi=router,
-            doorbells=KvmDoorbells(self._vm),
+            line=self._router.line,
+            msi=self._router,
+            doorbells=self._doorbells,
             clock=self.loop,
             reactor=self.loop,
             faults=self.faults,
         )
         requests = Requests(
             power_off=lambda: self.end(Reason.POWER_OFF),
-            reset=lambda: self.end(Reason.REBOOT),
+            reset=self.press_reset_button,
             panicked=lambda: self.end(Reason.PANIC),
             debug_exit=lambda value: self.end(Reason.DEBUG_EXIT, value=value),
             failed=self._failed,
@@ -151,22 +177,26 @@ class Machine:
         board.assign_pci_addresses()
         return board
 
-    def _create_vm(self) -> Vm:
+    def _create_vm(self, entry: EntryState, resources: ExitStack) -> tuple[Vm, list[Vcpu]]:
+        """A VM on the machine's memory, and its vCPUs, the first of them in the state ``entry``."""
         vm = self._kvm.create_vm()
+        resources.callback(vm.close)
         # Memory first: after KVM_CREATE_IRQCHIP the first slot waits 7 ms for an RCU grace period.
         for slot, region in enumerate(self.memory.regions):
             vm.set_user_memory_region(slot, region.gpa, region.view)
         vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
         vm.set_tss_addr(layout.KVM_TSS)
         vm.create_irqchip()
-        return vm
+        vcpus = self._create_vcpus(vm, resources)
+        enter(vcpus[0], entry)
+        return vm, vcpus
 
-    def _create_vcpus(self, resources: ExitStack) -> list[Vcpu]:
+    def _create_vcpus(self, vm: Vm, resources: ExitStack) -> list[Vcpu]:
         supported = self._kvm.supported_cpuid()
         tsc_deadline = bool(self._kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"))
         vcpus = []
         for number in range(self.config.cpus):
-            vcpu = self._vm.create_vcpu(number)
+            vcpu = vm.create_vcpu(number)
             resources.callback(vcpu.close)
             vcpu.set_cpuid2(
                 guest_cpuid(
@@ -182,12 +212,93 @@ class Machine:
         return vcpus
 
     def start(self) -> None:
-        """Let the guest run."""
+        """Let the guest run, unless the machine is paused."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._started_ns = time.monotonic_ns()
-        self.loop.start()
+        with self._lifecycle:
+            self._started = True
+            self.loop.start()
+            self._go_on()
+
+    def pause(self) -> None:
+        """Stop the guest where it is. When this returns no vCPU runs and no device touches guest
+        memory. Idempotent; from any thread but a vCPU's."""
+        with self._lifecycle:
+            if not self._paused:
+                self._paused = True
+                self._halt()
+                self.board.pause()
+
+    def resume(self) -> None:
+        """Let the guest go on after :meth:`pause`."""
+        with self._lifecycle:
+            if self._paused:
+                self._paused = False
+                self.board.resume()
+                self._go_on()
+
+    def _halt(self) -> None:
+        """Have every vCPU outside the guest when this returns."""
         for thread in self.vcpus:
-            thread.start()
+            thread.pause()
+        for thread in self.vcpus:
+            thread.join()
+
+    def _go_on(self) -> None:
+        if self._started and not self._paused:
+            for thread in self.vcpus:
+                thread.start()
+
+    def press_reset_button(self) -> None:
+        """What a guest that wants to reboot does: the machine resets or ends, as the configuration
+        says. Doesn't wait; from any thread."""
+        if self.config.on_reboot == "restart":
+            self.reset()
+        else:
+            self.end(Reason.REBOOT)
+
+    def reset(self) -> None:
+        """Reset the machine and boot it again; it stays paused if it is. Doesn't wait; from any
+        thread. If the guest's files can't be loaded any more, that ends the machine."""
+        for thread in self.vcpus:
+            thread.pause()  # the guest gets no further than the access that asked for it
+        with self._end_lock:
+            if self._reset_wanted:
+                return  # a guest may ask as often as it likes
+            self._reset_wanted = True
+        self.loop.call(self._reset)
+
+    def _reset(self) -> None:
+        """On the I/O thread, for which no vCPU ever waits."""
+        with self._lifecycle:
+            self._halt()
+            self._reset_wanted = False
+            if self.before_reset is not None:
+                self.before_reset()
+            if self._outcome is not None:
+                return
+            try:
+                self._boot_again()
+            except PyvmmError as error:
+                error.message = f"can't boot again: {error.message}"
+                self._failed(error)
+            else:
+                self._reboots += 1
+                self._go_on()
+
+    def _boot_again(self) -> None:
+        self.board.reset()
+        for region in self.memory.regions:
+            self.memory.clear(region.gpa, region.size)
+        entry = self._load_guest()
+        with ExitStack() as resources:
+            vm, vcpus = self._create_vm(entry, resources)
+            self._router.move(vm)
+            self._doorbells.move(vm)
+            for thread, vcpu in zip(self.vcpus, vcpus, strict=True):
+                thread.replace(vcpu)
+            old, self._vm_resources = self._vm_resources, resources.pop_all()
+        old.close()
 
     @property
     def seconds(self) -> float:
@@ -204,7 +315,7 @@ class Machine:
         """Stop the guest; the first call decides the outcome. Doesn't wait; from any thread."""
         with self._end_lock:
             if self._outcome is None:
-                self._outcome = Outcome(reason, detail, value, self.seconds, report)
+                self._outcome = Outcome(reason, detail, value, self.seconds, report, self._reboots)
         # By every caller: the first may be the main thread, and be interrupted by a signal.
         for thread in self.vcpus:
             thread.stop()
@@ -218,9 +329,9 @@ class Machine:
         """End the machine if it hasn't, and wait until neither a vCPU nor a disk is at work.
         The devices stay, so that the rest of their output can be fetched."""
         self.end(Reason.INTERRUPTED)
-        for thread in self.vcpus:
-            thread.join()
-        self.board.quiesce()
+        with self._lifecycle:
+            self._halt()
+            self.board.quiesce()
 
     def close(self) -> Outcome:
         """Stop, and release everything; how it went."""
@@ -242,6 +353,10 @@ class Machine:
         return tuple(line for vcpu in vcpus for line in whereabouts(vcpu, pio, mmio))
 
     def _crashed(self, thread: VcpuThread, crash: GuestCrash) -> None:
+        if isinstance(crash, TripleFault) and self.config.on_reboot == "restart":
+            self.faults.report("triple fault, which resets the machine")
+            self.reset()
+            return
         from pyvmm.crash import explain  # only now: most machines never crash
 
         report = explain(thread.vcpu, crash, self.memory, self.board.pio, self.board.mmio)

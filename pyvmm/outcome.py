@@ -44,6 +44,7 @@ class Outcome(NamedTuple):
     that matched, the signal. ``value`` is what the guest wrote to the debug exit port, or the
     number of the signal that interrupted the run. ``seconds`` is the time since the start, and
     ``report`` the lines that explain a crash, or say where the vCPUs stood at a timeout.
+    ``reboots`` counts how often the machine was reset meanwhile.
     """
 
     reason: Reason
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
     value: int = 0
     seconds: float = 0.0
     report: tuple[str, ...] = ()
+    reboots: int = 0
 
     @property
     def status(self) -> int:
@@ -79,4 +81,7 @@ class Outcome(NamedTuple):
         }[self.reason]
         joint = " " if self.reason is Reason.INTERRUPTED else ": "
         detail = joint + self.detail if self.detail else ""
-        return f"{subject}{detail} after {self.seconds:.2f} s"
+        reboots = ""
+        if self.reboots:
+            reboots = f"{self.reboots} reboot{'s' if self.reboots > 1 else ''} and "
+        return f"{subject}{detail} after {reboots}{self.seconds:.2f} s"

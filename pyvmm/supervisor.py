@@ -35,6 +35,12 @@ follow it are printed; its last line ends the run at once."""
 FLUSH_SECONDS = 1.0
 """How long a reader of the console may take to fetch the last lines."""
 
+SHUTDOWN_SECONDS = 10.0
+"""What a guest has to shut down in after SIGTERM has pressed its power button."""
+
+LAST_WORDS_SECONDS = 0.1
+"""How long a reset waits for the console's reader to see what the guest said before."""
+
 MAX_QUOTE = 160
 """How much of a guest's line the last line quotes."""
 
@@ -54,8 +60,9 @@ class Expectations(NamedTuple):
 
 
 class Interrupted(BaseException):
-    """A signal asked us to end. Raised in the main thread by the handler, because a handler that
-    took a lock could find it held by the very code that it interrupted."""
+    """A signal asked us to end, or to have the guest shut down. Raised in the main thread by the
+    handler, because a handler that took a lock could find it held by the very code that it
+    interrupted."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -76,6 +83,8 @@ class Supervisor:
         self._matched: tuple[Reason, str] | None = None
         self._at_line_start = True
         self._machine: Machine | None = None
+        self._graceful = False  # the next SIGTERM is for the guest
+        self._interrupted = False
 
     def run(self) -> Outcome:
         """Build the machine, run it to its end, and return the verdict.
@@ -88,6 +97,7 @@ class Supervisor:
                 consoles = [self._open(place) for place in self._config.serial]
                 faults = GuestFaults(self.say)
                 self._machine = Machine(self._config, consoles, loop=self._loop, faults=faults)
+                self._machine.before_reset = self._before_reset
                 with self._terminal:
                     return self._supervise(self._machine)
         except Interrupted as interrupt:
@@ -101,8 +111,7 @@ class Supervisor:
                 for stream in self._streams:
                     stream.start()
                 machine.start()
-            if not machine.wait(self._expectations.timeout):
-                machine.end(Reason.TIMEOUT)
+            self._await_end(machine)
         except Interrupted as interrupt:
             name = signal.Signals(interrupt.number).name
             machine.end(Reason.INTERRUPTED, f"by {name}", value=interrupt.number)
@@ -117,6 +126,41 @@ class Supervisor:
         if not self._at_line_start and _share_a_screen(1, 2):
             _print_to_stderr("")
         return self._verdict(outcome)
+
+    def _await_end(self, machine: Machine) -> None:
+        try:
+            self._graceful = True
+            in_time = machine.wait(self._expectations.timeout)
+        except Interrupted:
+            if self._interrupted:
+                raise
+            in_time = self._shut_down(machine)
+        finally:
+            self._graceful = False
+        if not in_time:
+            machine.end(Reason.TIMEOUT)
+
+    def _shut_down(self, machine: Machine) -> bool:
+        """Have the guest power off, or end it if it doesn't; False if the user's timeout comes
+        first."""
+        machine.power_button()
+        self.say(f"SIGTERM: the guest has {SHUTDOWN_SECONDS:.0f} s to shut down")
+        timeout = self._expectations.timeout
+        remaining = SHUTDOWN_SECONDS if timeout is None else timeout - machine.seconds
+        if machine.wait(max(0.0, min(remaining, SHUTDOWN_SECONDS))):
+            return True
+        if remaining < SHUTDOWN_SECONDS:
+            return False
+        detail = f"by SIGTERM: the guest did not shut down within {SHUTDOWN_SECONDS:.0f} s,"
+        machine.end(Reason.INTERRUPTED, detail, value=signal.SIGTERM)
+        return True
+
+    def _before_reset(self) -> None:
+        """A panic is the guest's end, even if it means to recover from it by a reboot."""
+        for stream in self._streams:
+            stream.flush(LAST_WORDS_SECONDS)
+        if self._panic is not None:
+            self._panic_over()
 
     def _verdict(self, outcome: Outcome) -> Outcome:
         """What the machine says of its end, unless the console said something of more weight."""
@@ -150,19 +194,19 @@ class Supervisor:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """The first signal raises Interrupted. Another one means that the end takes too long for
-        somebody: it ends the process on the spot, with nothing but the terminal put right.
+        somebody: it ends the process on the spot, with nothing but the terminal put right. A first
+        SIGTERM while the guest runs doesn't count.
 
         A signal that was ignored when we were started stays so: that is how nohup(1), and a script
         that starts something in the background, protect it. SIGCONT means that a shell has brought
         us back to the foreground (`fg`), and it had put its own settings on the terminal."""
-        interrupted = False
 
         def handle(number: int, _: FrameType | None) -> None:
-            nonlocal interrupted
-            if interrupted:
+            if self._interrupted:
                 self._terminal.restore()
                 os._exit(128 + number)
-            interrupted = True
+            self._interrupted = number != signal.SIGTERM or not self._graceful
+            self._graceful = False
             raise Interrupted(number)
 
         handlers = {each: handle for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
@@ -241,10 +285,14 @@ class Supervisor:
             if self._machine is not None:
                 self._machine.power_button()
 
+        def press_reset_button() -> None:
+            if self._machine is not None:
+                self._machine.press_reset_button()
+
         return {
             "x": Key("quit: end the guest at once", quit_machine),
             "p": Key("press the power button", press_power_button),
-            "r": Key("reset", lambda: self._end(Reason.REBOOT)),
+            "r": Key("reset", press_reset_button),
             "b": Key("send a break (Linux: the SysRq key)", send_break),
         }
 

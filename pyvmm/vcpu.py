@@ -20,6 +20,7 @@ from pyvmm.bus import Bus
 from pyvmm.kvm._kvm import lib
 from pyvmm.kvm.ioctl import check
 from pyvmm.kvm.vcpu import Vcpu, install_kick_handler
+from pyvmm.threads import NamedThread
 
 PIO_DETAIL = struct.Struct("<BBHI")
 """kvm_run.io: direction, size, port, count; the data lie at PIO_DATA_PAGE."""
@@ -51,8 +52,19 @@ class GuestCrash(Exception):
         self.instruction = instruction
 
 
+class TripleFault(GuestCrash):
+    """An exception while handling a double fault. A PC's chipset answers it with a reset, so some
+    kernels do it on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__("triple fault")
+
+
 class VcpuThread:
-    """Runs ``vcpu`` on a thread of its own.
+    """Runs ``vcpu`` on a thread of its own, from each :meth:`start` to the next :meth:`pause`.
+
+    While it is paused there is no thread: who needs the vCPU's state finds it complete, the last
+    exit's access included.
 
     The callbacks are called on that thread: ``on_reset`` when KVM reports that the guest asked for
     a reset; ``on_crash`` when the guest can't go on, ``on_error`` for a KVM_RUN that fails and for
@@ -73,34 +85,60 @@ class VcpuThread:
         self._on_crash = on_crash
         self._on_reset = on_reset
         self._on_error = on_error
+        self._buses = pio, mmio
         self._handlers = self._build_handlers(pio, mmio)
         self._kick_signal = install_kick_handler()
-        self._stopping = False
-        self._kicking = threading.Lock()
+        self._stopped = False
+        self._leaving = False
+        self._control = threading.Lock()
         self._ident: int | None = None  # while the thread can be kicked
-        self._thread = threading.Thread(target=self._main, name=f"pyvmm-vcpu{vcpu.id}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start running the guest."""
-        self._thread.start()
+        """Run the guest, from where it was left if it was. Not while it runs; nothing happens
+        after :meth:`stop`."""
+        with self._control:
+            if self._stopped:
+                return
+            self._leaving = False
+            self.vcpu.set_immediate_exit(False)
+            name = f"pyvmm-vcpu{self.vcpu.id}"
+            self._thread = NamedThread(target=self._main, name=name, daemon=True)
+            self._thread.start()
+
+    def pause(self) -> None:
+        """Leave the guest; returns without waiting, see :meth:`join`. Idempotent."""
+        with self._control:
+            self._leave()
 
     def stop(self) -> None:
-        """Leave the guest for good; returns without waiting, see :meth:`join`. Idempotent."""
-        self._stopping = True
+        """Leave the guest for good, as :meth:`pause`."""
+        with self._control:
+            self._stopped = True
+            self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
         self.vcpu.set_immediate_exit(True)
-        with self._kicking:
-            if self._ident is not None:
-                signal.pthread_kill(self._ident, self._kick_signal)
+        if self._ident is not None:
+            signal.pthread_kill(self._ident, self._kick_signal)
 
     def join(self) -> None:
-        """Wait for the thread's end, unless this is it or it never started."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        """Wait for the thread's end, unless this is it or there is none."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def replace(self, vcpu: Vcpu) -> None:
+        """Run ``vcpu`` from the next :meth:`start` on; while it is paused."""
+        with self._control:
+            self.vcpu = vcpu
+            self._handlers = self._build_handlers(*self._buses)
 
     def _main(self) -> None:
         # Whoever started this process may have left the signal blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (self._kick_signal,))
-        self._ident = threading.get_ident()
+        self._ident = threading.get_ident()  # whoever kicked before has set immediate_exit
         try:
             try:
                 self._loop()
@@ -109,7 +147,7 @@ class VcpuThread:
         except BaseException as error:
             self._on_error(error)
         finally:
-            with self._kicking:
+            with self._control:
                 self._ident = None
 
     def _loop(self) -> None:
@@ -120,7 +158,7 @@ class VcpuThread:
             if reason >= 0:
                 handlers[reason]()
             elif reason in (-errno.EINTR, -errno.EAGAIN):  # a kick; or an AP that got its SIPI
-                if self._stopping:
+                if self._leaving:
                     return
             else:
                 check("KVM_RUN", reason)
@@ -146,7 +184,7 @@ class VcpuThread:
         return handlers
 
     def _shutdown(self) -> None:
-        raise GuestCrash("triple fault")
+        raise TripleFault
 
     def _fail_entry(self) -> None:
         reason, cpu = FAIL_ENTRY_DETAIL.unpack_from(self.vcpu.run_page, lib.RUN_DETAIL)

@@ -94,7 +94,8 @@ FILE = click.Path(readable=False)
     type=click.Choice(ON_REBOOT),
     default="exit",
     show_default=True,
-    help="What a reboot does: end the run, with status 0.",
+    help="What a reboot does: end the run with status 0, or reset the machine and boot again. Then"
+    " a triple fault is a reboot, too; a panic still ends the run.",
 )
 @click.option("--debug-console", is_flag=True, help="Add a debug console at port 0xE9.")
 @click.option(
@@ -106,7 +107,8 @@ def run(**options: Any) -> None:
     """Run a kernel in a virtual machine, with the guest's serial port on this terminal.
 
     Ctrl-A x quits, Ctrl-A h lists the other keys. Without a terminal the console is plain stdin
-    and stdout.
+    and stdout. SIGTERM presses the guest's power button; a second one ends the guest at once, and
+    so do 10 seconds without its powering off.
 
     \b
     Examples:
@@ -124,7 +126,8 @@ def run(**options: Any) -> None:
       4    the guest crashed: triple fault, KVM internal error, failed entry
       5    the guest ended without --expect, or --fail-on came
       124  --timeout ran out
-      130  interrupted from the terminal (128 + n: by signal n)
+      130  interrupted from the terminal (128 + n: by signal n; 143: by SIGTERM, if the guest
+           didn't power off by itself)
       2v+1 the guest wrote v to the debug exit port
     """
     config = _machine_config(options)

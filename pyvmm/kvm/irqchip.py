@@ -42,18 +42,29 @@ class InterruptRouter:
         self._messages: dict[int, MsiRoute] = {}
         gsis = range(layout.FIRST_MSI_GSI, vm.check_extension("KVM_CAP_IRQ_ROUTING"))
         self._free = list(reversed(gsis))  # so that the lowest is taken first
+        self._vectors: set[KvmMsiVector] = set()
         vm.set_gsi_routing(self._chip_routes)
 
     def line(self, gsi: int) -> IrqLine:
         """The wire to ``gsi``."""
-        vm = self._vm
-        return IrqLine(lambda level: vm.irq_line(gsi, level))
+        return IrqLine(lambda level: self._vm.irq_line(gsi, level))
 
     def vector(self) -> KvmMsiVector:
         with self._lock:
             if not self._free:
                 raise HostError("KVM has no GSI left for another MSI vector", "use fewer devices")
-            return KvmMsiVector(self._vm, self, self._free.pop())
+            vector = KvmMsiVector(self._vm, self, self._free.pop())
+            self._vectors.add(vector)
+            return vector
+
+    def move(self, vm: Vm) -> None:
+        """The machine goes on with another VM: what devices hold leads there from now on. All
+        lines must be low, and nobody may use them or a vector meanwhile."""
+        with self._lock:
+            vm.set_gsi_routing([*self._chip_routes, *self._messages.values()])
+            for vector in self._vectors:
+                vector.move(vm)
+            self._vm = vm
 
     def set_message(self, gsi: int, message: MsiRoute | None) -> None:
         """Route ``gsi`` to ``message``, or nowhere."""
@@ -66,11 +77,12 @@ class InterruptRouter:
                 self._messages[gsi] = message
             self._vm.set_gsi_routing([*self._chip_routes, *self._messages.values()])
 
-    def release(self, gsi: int) -> None:
-        """Take back a vector's GSI."""
-        self.set_message(gsi, None)
+    def release(self, vector: KvmMsiVector) -> None:
+        """Take back a vector with its GSI."""
+        self.set_message(vector.gsi, None)
         with self._lock:
-            self._free.append(gsi)
+            self._vectors.discard(vector)
+            self._free.append(vector.gsi)
 
 
 class KvmMsiVector:
@@ -79,25 +91,32 @@ class KvmMsiVector:
     def __init__(self, vm: Vm, router: InterruptRouter, gsi: int) -> None:
         self._vm = vm
         self._router = router
-        self._gsi = gsi
+        self.gsi = gsi
         self._eventfd = -1
 
     def route(self, address: int, data: int) -> None:
-        self._router.set_message(self._gsi, MsiRoute(self._gsi, address, data))
+        self._router.set_message(self.gsi, MsiRoute(self.gsi, address, data))
         if self._eventfd < 0:
             self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._vm.irqfd(self._eventfd, self._gsi)
+            self._vm.irqfd(self._eventfd, self.gsi)
 
     def fire(self) -> None:
         if self._eventfd >= 0:
             os.eventfd_write(self._eventfd, 1)
 
+    def move(self, vm: Vm) -> None:
+        """See :meth:`InterruptRouter.move`. An eventfd can't serve two VMs."""
+        if self._eventfd >= 0:
+            self._vm.irqfd(self._eventfd, self.gsi, assign=False)
+            vm.irqfd(self._eventfd, self.gsi)
+        self._vm = vm
+
     def close(self) -> None:
         if self._eventfd >= 0:
-            self._vm.irqfd(self._eventfd, self._gsi, assign=False)
+            self._vm.irqfd(self._eventfd, self.gsi, assign=False)
             os.close(self._eventfd)
             self._eventfd = -1
-        self._router.release(self._gsi)
+        self._router.release(self)
 
 
 class KvmDoorbells:
@@ -106,8 +125,12 @@ class KvmDoorbells:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
 
-    def attach(self, address: int, length: int, eventfd: int) -> None:
-        self._vm.ioeventfd(eventfd, address, length)
+    def move(self, vm: Vm) -> None:
+        """The machine goes on with another VM; no doorbell may be attached."""
+        self._vm = vm
 
-    def detach(self, address: int, length: int, eventfd: int) -> None:
-        self._vm.ioeventfd(eventfd, address, length, assign=False)
+    def attach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
+        self._vm.ioeventfd(eventfd, address, length, datamatch=match)
+
+    def detach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
+        self._vm.ioeventfd(eventfd, address, length, datamatch=match, assign=False)
