@@ -84,10 +84,11 @@ class DoorbellController(Protocol):
     """Lets a guest's write to an address signal an eventfd instead of reaching the bus (KVM's
     ioeventfd), so that the vCPU doesn't leave the guest for it."""
 
-    def attach(self, address: int, length: int, eventfd: int) -> None:
-        """Writes of ``length`` bytes (0: any length) at MMIO ``address`` signal ``eventfd``."""
+    def attach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
+        """Writes of ``length`` bytes (0: any length) at MMIO ``address``, of the value ``match``
+        if there is one, signal ``eventfd``."""
 
-    def detach(self, address: int, length: int, eventfd: int) -> None:
+    def detach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
         """Undo :meth:`attach` with the same arguments."""
 
 

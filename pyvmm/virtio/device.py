@@ -118,8 +118,16 @@ class VirtioDevice:
         raise NotImplementedError
 
     def resume(self) -> None:
-        """Go on after :meth:`pause`."""
+        """Go on after :meth:`pause`, with those queues that are still ``ready``."""
         raise NotImplementedError
+
+    def save(self) -> dict[str, Any]:
+        """What the device type has to remember besides its queues, as plain values; while it is
+        paused."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`save` returned; before :meth:`activate`."""
 
     def queue_notified(self, index: int) -> None:
         """The driver rang for queue ``index``, and no ioeventfd took it."""
@@ -234,6 +242,16 @@ class DriverSession:
             if queue.ready:
                 queue.start(event_idx=event_idx, indirect=indirect)
 
+    def stop_queue(self, queue: Virtqueue) -> None:
+        """The driver takes ``queue`` back; the device has let go of it when this returns."""
+        if not queue.ready:
+            return
+        if self.running:
+            self.device.pause()
+        queue.ready = False
+        if self.running and not self.status & DeviceStatus.DEVICE_NEEDS_RESET:
+            self.device.resume()
+
     def fail(self, error: VirtqueueError) -> None:
         """Set DEVICE_NEEDS_RESET and tell the driver, once."""
         with self._status_lock:
@@ -265,6 +283,7 @@ class DriverSession:
             "status": self.status,
             "driver_features": self.driver_features,
             "queues": [queue.save() for queue in self.queues],
+            "device": self.device.save(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -274,6 +293,7 @@ class DriverSession:
         self.driver_features = state["driver_features"]
         for queue, saved in zip(self.queues, state["queues"], strict=True):
             queue.restore(saved)
+        self.device.restore(state["device"])
         if self.running and not self.status & DeviceStatus.DEVICE_NEEDS_RESET:
             self._start()
 

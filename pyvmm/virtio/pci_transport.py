@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 from pyvmm.bus import DoorbellController, Window
@@ -33,7 +34,7 @@ from pyvmm.errors import GuestFaults
 from pyvmm.interrupts import MsiController
 from pyvmm.memory import GuestMemory
 from pyvmm.virtio.device import DeviceId, DriverSession, VirtioDevice
-from pyvmm.virtio.queue import Virtqueue
+from pyvmm.virtio.registers import SelectedRegisters
 
 VIRTIO_VENDOR = 0x1AF4
 FIRST_DEVICE_ID = 0x1040
@@ -152,6 +153,7 @@ class VirtioPci(PciFunction):
         self._vectors = self.add_msix(MSIX_BAR, len(self.session.queues) + 1, msi, name)
         self._isr = 0
         self._isr_update = threading.Lock()
+        self._selected = SelectedRegisters(self.session)
         self._reset_registers()
         self._common = self._common_registers()
         self.add_bar(
@@ -186,9 +188,7 @@ class VirtioPci(PciFunction):
     # The common configuration structure.
 
     def _reset_registers(self) -> None:
-        self._device_feature_select = 0
-        self._driver_feature_select = 0
-        self._queue_select = 0
+        self._selected.reset()
         self._config_vector = NO_VECTOR
         self._queue_vectors = [NO_VECTOR] * len(self.session.queues)
         with self._isr_update:
@@ -196,21 +196,13 @@ class VirtioPci(PciFunction):
 
     def _common_registers(self) -> dict[int, CommonRegister]:
         """The structure's fields, by offset."""
-        session = self.session
+        session, selected = self.session, self._selected
         return {
-            CommonCfg.DEVICE_FEATURE_SELECT: self._own_register(
-                "_device_feature_select", 0xFFFF_FFFF
-            ),
-            CommonCfg.DEVICE_FEATURE: _read_only(
-                lambda: session.offered_word(self._device_feature_select)
-            ),
-            CommonCfg.DRIVER_FEATURE_SELECT: self._own_register(
-                "_driver_feature_select", 0xFFFF_FFFF
-            ),
+            CommonCfg.DEVICE_FEATURE_SELECT: self._selector("device_feature_select", 0xFFFF_FFFF),
+            CommonCfg.DEVICE_FEATURE: _read_only(selected.device_features),
+            CommonCfg.DRIVER_FEATURE_SELECT: self._selector("driver_feature_select", 0xFFFF_FFFF),
             CommonCfg.DRIVER_FEATURE: CommonRegister(
-                0xFFFF_FFFF,
-                lambda: session.driver_word(self._driver_feature_select),
-                lambda value: session.write_driver_word(self._driver_feature_select, value),
+                0xFFFF_FFFF, selected.driver_features, selected.set_driver_features
             ),
             CommonCfg.CONFIG_MSIX_VECTOR: CommonRegister(
                 0xFFFF, lambda: self._config_vector, self._set_config_vector
@@ -218,16 +210,18 @@ class VirtioPci(PciFunction):
             CommonCfg.NUM_QUEUES: _read_only(lambda: len(session.queues)),
             CommonCfg.DEVICE_STATUS: CommonRegister(0xFF, lambda: session.status, self._set_status),
             CommonCfg.CONFIG_GENERATION: _read_only(lambda: self.device.config_generation),
-            CommonCfg.QUEUE_SELECT: self._own_register("_queue_select", 0xFFFF),
-            CommonCfg.QUEUE_SIZE: CommonRegister(0xFFFF, self._queue_size, self._set_queue_size),
+            CommonCfg.QUEUE_SELECT: self._selector("queue_select", 0xFFFF),
+            CommonCfg.QUEUE_SIZE: CommonRegister(
+                0xFFFF, selected.queue_size, selected.set_queue_size
+            ),
             CommonCfg.QUEUE_MSIX_VECTOR: CommonRegister(
                 0xFFFF, self._queue_vector, self._set_queue_vector
             ),
             CommonCfg.QUEUE_ENABLE: CommonRegister(
-                0xFFFF, self._queue_enable, self._set_queue_enable
+                0xFFFF, selected.queue_ready, self._set_queue_enable
             ),
             CommonCfg.QUEUE_NOTIFY_OFF: _read_only(
-                lambda: self._queue_select if self._queue else 0
+                lambda: selected.queue_select if selected.queue else 0
             ),
             CommonCfg.QUEUE_DESC: self._area_register("descriptor_area", 0),
             CommonCfg.QUEUE_DESC + 4: self._area_register("descriptor_area", 32),
@@ -240,49 +234,25 @@ class VirtioPci(PciFunction):
             CommonCfg.QUEUE_RESET: _read_only(lambda: 0),
         }
 
-    def _own_register(self, name: str, mask: int) -> CommonRegister:
+    def _selector(self, name: str, mask: int) -> CommonRegister:
         """A register that only selects what others mean."""
+        selected = self._selected
         return CommonRegister(
-            mask, lambda: int(getattr(self, name)), lambda value: setattr(self, name, value)
+            mask, lambda: int(getattr(selected, name)), partial(setattr, selected, name)
         )
 
-    def _area_register(self, area: str, shift: int) -> CommonRegister:
+    def _area_register(self, name: str, shift: int) -> CommonRegister:
         """Half of the address of one of the selected queue's areas."""
-
-        def read() -> int:
-            return int(getattr(self._queue, area)) >> shift & 0xFFFF_FFFF if self._queue else 0
-
-        def write(value: int) -> None:
-            queue = self._queue
-            if queue is not None and not queue.ready:
-                kept = int(getattr(queue, area)) & ~(0xFFFF_FFFF << shift)
-                setattr(queue, area, kept | value << shift)
-
-        return CommonRegister(0xFFFF_FFFF, read, write)
-
-    @property
-    def _queue(self) -> Virtqueue | None:
-        """The selected queue."""
-        queues = self.session.queues
-        return queues[self._queue_select] if self._queue_select < len(queues) else None
-
-    def _queue_size(self) -> int:
-        return self._queue.size if self._queue else 0
-
-    def _set_queue_size(self, value: int) -> None:
-        queue = self._queue
-        if queue is not None and not queue.ready:
-            power_of_two = value and not value & (value - 1)
-            if power_of_two and value <= queue.max_size:
-                queue.size = value
-
-    def _queue_enable(self) -> int:
-        return int(self._queue.ready) if self._queue else 0
+        selected = self._selected
+        return CommonRegister(
+            0xFFFF_FFFF,
+            partial(selected.area, name, shift),
+            partial(selected.set_area, name, shift),
+        )
 
     def _set_queue_enable(self, value: int) -> None:
-        # Once the driver is running the device wouldn't learn of another queue.
-        if value == 1 and self._queue is not None and not self.session.running:
-            self._queue.ready = True
+        if value == 1:
+            self._selected.set_queue_ready()
 
     def _existing_vector(self, value: int) -> int:
         """What the register reads after a write: NO_VECTOR says that it failed (4.1.5.1.2)."""
@@ -292,11 +262,12 @@ class VirtioPci(PciFunction):
         self._config_vector = self._existing_vector(value)
 
     def _queue_vector(self) -> int:
-        return self._queue_vectors[self._queue_select] if self._queue else NO_VECTOR
+        selected = self._selected
+        return self._queue_vectors[selected.queue_select] if selected.queue else NO_VECTOR
 
     def _set_queue_vector(self, value: int) -> None:
-        if self._queue is not None:
-            self._queue_vectors[self._queue_select] = self._existing_vector(value)
+        if self._selected.queue is not None:
+            self._queue_vectors[self._selected.queue_select] = self._existing_vector(value)
 
     def _set_status(self, value: int) -> None:
         self.session.write_status(value)
@@ -429,9 +400,7 @@ class VirtioPci(PciFunction):
         return {
             **super().save(),
             "session": self.session.save(),
-            "device_feature_select": self._device_feature_select,
-            "driver_feature_select": self._driver_feature_select,
-            "queue_select": self._queue_select,
+            **self._selected.save(),
             "config_vector": self._config_vector,
             "queue_vectors": list(self._queue_vectors),
             "isr": self._isr,
@@ -441,9 +410,7 @@ class VirtioPci(PciFunction):
         with self.lock:
             self._remove_doorbells()
             super().restore(state)
-            self._device_feature_select = state["device_feature_select"]
-            self._driver_feature_select = state["driver_feature_select"]
-            self._queue_select = state["queue_select"]
+            self._selected.restore(state)
             self._config_vector = state["config_vector"]
             self._queue_vectors = list(state["queue_vectors"])
             self._isr = state["isr"]
