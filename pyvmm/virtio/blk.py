@@ -134,7 +134,7 @@ class BlockDevice(VirtioDevice):
         self._start()
 
     def _start(self) -> None:
-        if self._queue is not None and self._worker is None:
+        if self._queue is not None and self._queue.ready and self._worker is None:
             self._stopping = False
             self._worker = NamedThread(
                 target=self._work, args=(self._queue,), name=f"pyvmm-{self.name}", daemon=True
