@@ -3,10 +3,14 @@
 Both directions have flow control, so that nothing is lost and nothing grows: a side that can't
 take a character says so, and says again when it can.
 
-    device    put(byte) -> accepted          backend     (a vCPU thread; never blocks)
-    device    output_ready()            <-   backend     (after a refused put)
+    device    put(byte) -> accepted     ->   backend     (a vCPU thread; never blocks)
+    device    write(data) -> accepted   ->   backend     (any thread; never blocks)
+    device    output_ready()            <-   backend     (after a refused put or write)
     device    receive(data) -> accepted <-   backend     (the I/O thread)
     device    resume_input()            ->   backend     (after an incomplete receive)
+    device    carrier(present)          <-   backend     (the I/O thread)
+
+A device uses ``put`` or ``write``, whichever suits it.
 
 A device calls its backend with its own lock held; a backend never calls a device with a lock of
 its own held. That order makes a deadlock impossible.
@@ -28,7 +32,12 @@ class CharacterDevice(Protocol):
         """The line was held in the break condition; Linux takes it for the SysRq key."""
 
     def output_ready(self) -> None:
-        """There is room again for what :meth:`CharacterBackend.put` refused."""
+        """There is room again for what :meth:`CharacterBackend.put` or
+        :meth:`CharacterBackend.write` refused."""
+
+    def carrier(self, present: bool) -> None:
+        """Somebody is at the other end now, or nobody any more. Only a backend whose other end
+        comes and goes tells; what is written while nobody is there is thrown away."""
 
 
 class CharacterBackend(Protocol):
@@ -42,6 +51,10 @@ class CharacterBackend(Protocol):
         :meth:`CharacterDevice.output_ready` follows. Neither blocks nor, as a rule, enters the
         kernel."""
 
+    def write(self, data: memoryview) -> int:
+        """Take as much of ``data`` as there is room for: how many bytes. If not all,
+        :meth:`CharacterDevice.output_ready` follows. Never blocks; keeps no reference."""
+
     def resume_input(self) -> None:
         """The device has room for more input. Doesn't call back before it returns."""
 
@@ -54,6 +67,9 @@ class NullBackend:
 
     def put(self, byte: int) -> bool:
         return True
+
+    def write(self, data: memoryview) -> int:
+        return len(data)
 
     def resume_input(self) -> None:
         pass

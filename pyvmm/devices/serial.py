@@ -459,6 +459,10 @@ class Serial(Device):
                 self._push(_BREAK)
                 self._update_irq()
 
+    def carrier(self, present: bool) -> None:
+        """The modem lines say "connected" whoever is there: a driver that saw them fall would hang
+        up on a console."""
+
     def _listening(self) -> bool:
         """Whether the receiver is connected to the line, and its driver ready."""
         return not (self._settling or self._mcr & ModemControl.LOOP)

@@ -142,6 +142,10 @@ class Virtqueue:
         self._next_avail = (position + len(chains)) & 0xFFFF
         return chains
 
+    def unpop(self, count: int) -> None:
+        """Have the last ``count`` chains that were popped, and not pushed, popped again."""
+        self._next_avail = (self._next_avail - count) & 0xFFFF
+
     def _chain(self, head: int) -> Chain:
         """Follow the descriptors from ``head``; at most one indirect table, at the end."""
         view = self._memory.view
