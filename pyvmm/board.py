@@ -21,14 +21,16 @@ from pyvmm.devices.pit import Pit
 from pyvmm.devices.power import PowerManagement, ResetControl, SystemControlPortA
 from pyvmm.devices.pvpanic import PanicEvent, Pvpanic
 from pyvmm.devices.serial import Serial
-from pyvmm.errors import GuestFaults
+from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import Clock, Reactor
 from pyvmm.interrupts import IrqLine, MsiController, SharedIrq
+from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from pyvmm.backends.disk import DiskImage
     from pyvmm.virtio.device import VirtioDevice
+    from pyvmm.virtio.mmio_transport import VirtioMmio
     from pyvmm.virtio.pci_transport import VirtioPci
 
 
@@ -63,10 +65,11 @@ class Requests(NamedTuple):
 class Board:
     """The buses with the devices of every PC on them. Serial ports, disks and debug ports are
     plugged in by the ``add_`` methods, then :meth:`assign_pci_addresses` does what firmware
-    would."""
+    would. ``transport`` is that of virtio devices which don't name theirs."""
 
-    def __init__(self, wiring: Wiring, requests: Requests) -> None:
+    def __init__(self, wiring: Wiring, requests: Requests, transport: str = "pci") -> None:
         self._wiring = wiring
+        self._transport = transport
         self._requests = requests
         self.pio = Bus("port", PIO_SPACE, wiring.faults, flat=True)
         self.mmio = Bus("MMIO", MMIO_SPACE, wiring.faults)
@@ -74,7 +77,9 @@ class Board:
         """All devices but those behind PCI, which the device "pci" sees to."""
         self.serial_ports: list[Serial] = []
         self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
-        self.virtio: list[VirtioPci] = []
+        self.virtio: list[VirtioPci | VirtioMmio] = []
+        self.mmio_slots: list[MmioSlot] = []
+        self._mmio_irqs: dict[int, SharedIrq] = {}
         self._disks = 0
         self._add_timekeeping()
         self._add_keyboard()
@@ -182,12 +187,40 @@ class Board:
     def plug(self, device: VirtioDevice, transport: str = "") -> None:
         """Put a virtio device behind ``transport`` (the machine's if empty), the next one of its
         bus."""
+        if (transport or self._transport) == "mmio":
+            self._plug_mmio(device)
+        else:
+            self._plug_pci(device)
+
+    def _plug_pci(self, device: VirtioDevice) -> None:
         from pyvmm.virtio.pci_transport import VirtioPci
 
         wiring = self._wiring
-        pci = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
-        self.virtio.append(pci)
-        self.pci.add(pci)
+        transport = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
+        self.virtio.append(transport)
+        self.pci.add(transport)
+
+    def _plug_mmio(self, device: VirtioDevice) -> None:
+        from pyvmm.virtio.mmio_transport import VirtioMmio
+
+        number = len(self.mmio_slots)
+        if number == layout.VIRTIO_MMIO_SLOTS:
+            raise ConfigError(f"no room for another virtio-mmio device: there are {number} slots")
+        wiring, slot = self._wiring, layout.virtio_mmio_slot(number)
+        if slot.gsi not in self._mmio_irqs:
+            self._mmio_irqs[slot.gsi] = SharedIrq(wiring.line(slot.gsi))
+        transport = VirtioMmio(
+            device,
+            wiring.memory,
+            self._mmio_irqs[slot.gsi].input(),
+            wiring.faults,
+            wiring.doorbells,
+            slot.base,
+        )
+        self.virtio.append(transport)
+        self.mmio_slots.append(slot)
+        self.mmio.add(slot.base, slot.size, transport, f"virtio-mmio {number}")
+        self.devices[f"virtio-mmio-{number}"] = transport
 
     def add_debug_console(self, backend: CharacterBackend) -> None:
         """Port 0xE9: what is written there comes out at ``backend``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GIB, KIB, MIB, PAGE_SIZE
@@ -149,7 +149,8 @@ class MachineConfig:
     ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`);
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``);
     ``entry`` is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is
-    that of the virtio devices which don't name theirs.
+    that of the virtio devices which don't name theirs; with ``mmio_cmdline`` those behind mmio
+    are named in front of the kernel's command line instead of by ACPI.
     """
 
     kernel: str
@@ -163,6 +164,7 @@ class MachineConfig:
     entry: str = "auto"
     on_reboot: str = "exit"
     transport: str = "pci"
+    mmio_cmdline: bool = False
     debug_console: bool = False
     debug_exit: bool = False
 
@@ -195,6 +197,19 @@ class MachineConfig:
             raise ConfigError(f"--transport: {self.transport!r} is none of {', '.join(TRANSPORTS)}")
         if "\0" in self.command_line:
             raise ConfigError("--append: the command line contains a NUL byte")
+
+    @property
+    def mmio_devices(self) -> int:
+        """How many virtio devices there are behind mmio. Every virtio device's configuration is a
+        field, or in a tuple that is one, and has an attribute ``transport``."""
+        found: list[Any] = []
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if hasattr(value, "transport"):
+                found.append(value)
+            elif isinstance(value, tuple):
+                found += [item for item in value if hasattr(item, "transport")]
+        return sum((device.transport or self.transport) == "mmio" for device in found)
 
 
 def command_line(

@@ -17,6 +17,8 @@ test suites already look there. Guest-physical memory, lowest first::
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 # Low RAM: what the VMM prepares for a kernel's entry.
 BOOT_GDT = 0x0500
 PVH_START_INFO = 0x6000
@@ -35,6 +37,8 @@ PCI_WINDOW_END = 0xE000_0000
 ECAM = 0xE000_0000
 ECAM_SIZE = 0x10_0000
 VIRTIO_MMIO = 0xE800_0000
+VIRTIO_MMIO_SIZE = 0x200
+VIRTIO_MMIO_SLOTS = 32
 IOAPIC = 0xFEC0_0000
 LOCAL_APIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000
@@ -74,6 +78,10 @@ SERIAL_IRQS = (4, 3, 4, 3)
 RTC_IRQ = 8
 SCI_IRQ = 9
 MOUSE_IRQ = 12
+VIRTIO_MMIO_IRQS = (5, 6, 7, 10, 11, 14, 15)
+"""The ISA interrupts that nothing else uses, as levels; with more devices than these they are
+shared. PCI's wires won't do: Linux doesn't set up a GSI above 15 for a device that only its
+command line names, and takes PCI's for active low."""
 PIT_IOAPIC_PIN = 2
 """IRQ 0 arrives at pin 2 of the IOAPIC, as on every PC; the MADT says so."""
 PCI_INTX_GSI = 16
@@ -83,3 +91,20 @@ first, and the others follow as ``(device + pin) % 8``."""
 FIRST_MSI_GSI = 24
 IOAPIC_ID = 0
 """Its APIC ID in the MADT; IOAPIC and LAPIC IDs are separate spaces on an xAPIC bus."""
+
+
+class MmioSlot(NamedTuple):
+    """The place of a virtio-mmio device."""
+
+    base: int
+    size: int
+    gsi: int
+
+
+def virtio_mmio_slot(number: int) -> MmioSlot:
+    """Where the virtio-mmio device of that number is."""
+    return MmioSlot(
+        VIRTIO_MMIO + VIRTIO_MMIO_SIZE * number,
+        VIRTIO_MMIO_SIZE,
+        VIRTIO_MMIO_IRQS[number % len(VIRTIO_MMIO_IRQS)],
+    )

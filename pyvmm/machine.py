@@ -30,6 +30,7 @@ from pyvmm import boot, layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.board import Board, Requests, Wiring
 from pyvmm.boot import acpi
+from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.entry import EntryState
 from pyvmm.config import MachineConfig
 from pyvmm.errors import GuestFaults, PyvmmError
@@ -124,11 +125,18 @@ class Machine:
     def _load_guest(self) -> EntryState:
         """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
         config = self.config
-        tables = acpi.build(cpus=config.cpus, serial_ports=self._serial_ports)
+        slots = [layout.virtio_mmio_slot(number) for number in range(config.mmio_devices)]
+        tables = acpi.build(
+            cpus=config.cpus,
+            serial_ports=self._serial_ports,
+            virtio_mmio=slots,
+            virtio_mmio_named=not config.mmio_cmdline,
+        )
+        words = virtio_mmio_words(slots) if config.mmio_cmdline else []
         entry = boot.load(
             config.kernel,
             self.memory,
-            command_line=config.command_line,
+            command_line=" ".join([*words, config.command_line]),
             initrd=config.initrd,
             entry=config.entry,
             rsdp=tables.rsdp,
@@ -165,7 +173,7 @@ class Machine:
             debug_exit=lambda value: self.end(Reason.DEBUG_EXIT, value=value),
             failed=self._failed,
         )
-        board = Board(wiring, requests)
+        board = Board(wiring, requests, self.config.transport)
         for backend in serial:
             board.add_serial_port(backend)
         for disk, image in zip(self.config.disks, self._disks, strict=True):
@@ -175,6 +183,7 @@ class Machine:
         if self.config.debug_exit:
             board.add_debug_exit()
         board.assign_pci_addresses()
+        assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
         return board
 
     def _create_vm(self, entry: EntryState, resources: ExitStack) -> tuple[Vm, list[Vcpu]]:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from pyvmm import layout
 from pyvmm.boot import aml
 from pyvmm.errors import ConfigError, PyvmmError
+from pyvmm.layout import MmioSlot
 
 OEM_ID = b"PYVMM "
 OEM_TABLE_ID = b"PYVMMPC "
@@ -95,14 +96,6 @@ _LOCAL_APIC_NMI = struct.Struct("<BBBHB")
 _MCFG_ENTRY = struct.Struct("<QHBB4x")
 
 
-class VirtioMmio(NamedTuple):
-    """A virtio-mmio device that only ACPI tells of."""
-
-    base: int
-    size: int
-    gsi: int
-
-
 class AcpiTables(NamedTuple):
     """Finished tables: ``blob`` goes to GPA layout.ACPI_TABLES, ``rsdp`` is the root's GPA.
     ``tables`` has each table by itself under its signature."""
@@ -126,11 +119,14 @@ def build(
     *,
     cpus: int,
     serial_ports: int = 1,
-    virtio_mmio: Sequence[VirtioMmio] = (),
+    virtio_mmio: Sequence[MmioSlot] = (),
+    virtio_mmio_named: bool = True,
     pci_window_64: tuple[int, int] | None = None,
 ) -> AcpiTables:
     """The tables of a machine with ``cpus`` vCPUs and COM1 to COM``serial_ports``.
 
+    Of virtio-mmio devices they tell where they are, unless something else does
+    (``virtio_mmio_named``), and that their interrupts are levels.
     ``pci_window_64`` is a (start, end) above 4 GiB for PCI BARs, if there is one.
     """
     if not 1 <= cpus <= MAX_CPUS:
@@ -141,10 +137,11 @@ def build(
     blob = _Blob(layout.ACPI_TABLES)
     blob.reserve(_RSDP.size)
     facs = blob.add("FACS", _facs())
-    dsdt = blob.add("DSDT", _dsdt(cpus, serial_ports, virtio_mmio, pci_window_64))
+    named = virtio_mmio if virtio_mmio_named else ()
+    dsdt = blob.add("DSDT", _dsdt(cpus, serial_ports, named, pci_window_64))
     listed = [
         blob.add("FACP", _fadt(facs, dsdt)),
-        blob.add("APIC", _madt(cpus)),
+        blob.add("APIC", _madt(cpus, sorted({mmio.gsi for mmio in virtio_mmio}))),
         blob.add("MCFG", _mcfg()),
     ]
     xsdt = blob.add("XSDT", _table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
@@ -321,8 +318,9 @@ def _fadt(facs: int, dsdt: int) -> bytes:
     return _table(b"FACP", 6, body)
 
 
-def _madt(cpus: int) -> bytes:
-    """The interrupt controllers. CPU n has APIC ID n and is \\_SB.Cn's _UID n."""
+def _madt(cpus: int, levels: Sequence[int]) -> bytes:
+    """The interrupt controllers. CPU n has APIC ID n and is \\_SB.Cn's _UID n; the ISA interrupts
+    ``levels`` are no edges, as ISA's are otherwise."""
     isa_bus = 0
     parts = [struct.pack("<II", layout.LOCAL_APIC, _PCAT_COMPAT)]
     parts += [
@@ -335,6 +333,7 @@ def _madt(cpus: int) -> bytes:
     for source, gsi, flags in (
         (layout.PIT_IRQ, layout.PIT_IOAPIC_PIN, _CONFORMING),
         (layout.SCI_IRQ, layout.SCI_IRQ, _ACTIVE_HIGH_LEVEL),
+        *((irq, irq, _ACTIVE_HIGH_LEVEL) for irq in levels),
     ):
         parts.append(
             _OVERRIDE.pack(
@@ -360,7 +359,7 @@ def _mcfg() -> bytes:
 def _dsdt(
     cpus: int,
     serial_ports: int,
-    virtio_mmio: Sequence[VirtioMmio],
+    virtio_mmio: Sequence[MmioSlot],
     pci_window_64: tuple[int, int] | None,
 ) -> bytes:
     """The devices by name. Revision 2 makes AML's integers 64 bits wide."""

@@ -182,7 +182,8 @@ _DECODE_16 = 1
 _READ_WRITE = 1
 _ENTIRE_RANGE = 3
 _MIN_FIXED_MAX_FIXED = 0b1100
-_INTERRUPT_CONSUMER = 1
+_INTERRUPT_CONSUMER = 1 << 0
+_INTERRUPT_SHARED = 1 << 3
 
 
 def resource_template(*descriptors: bytes) -> bytes:
@@ -206,8 +207,9 @@ def memory32_fixed(base: int, length: int) -> bytes:
 
 
 def interrupt(gsi: int) -> bytes:
-    """A global system interrupt: level-triggered, active high, not shared."""
-    return _large(Descriptor.EXTENDED_INTERRUPT, struct.pack("<BBI", _INTERRUPT_CONSUMER, 1, gsi))
+    """A global system interrupt: level-triggered, active high, shared."""
+    flags = _INTERRUPT_CONSUMER | _INTERRUPT_SHARED
+    return _large(Descriptor.EXTENDED_INTERRUPT, struct.pack("<BBI", flags, 1, gsi))
 
 
 def word_bus_number(first: int, last: int) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from pyvmm import layout
 from pyvmm.errors import ConfigError, ImageError
+from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 LINUX_LIMIT = 2047
@@ -23,6 +25,12 @@ def encode(text: str, limit: int, kernel: str) -> bytes:
     if len(line) > limit:
         raise ImageError(f"the command line has {len(line)} bytes; {kernel} takes at most {limit}")
     return line + b"\0"
+
+
+def virtio_mmio_words(slots: Iterable[MmioSlot]) -> list[str]:
+    """What tells a kernel where virtio-mmio devices are, in QEMU's form of it (Linux:
+    Documentation/admin-guide/kernel-parameters.txt, virtio_mmio.device)."""
+    return [f"virtio_mmio.device={slot.size}@{slot.base:#x}:{slot.gsi}" for slot in slots]
 
 
 def write(memory: GuestMemory, line: bytes) -> None:

@@ -10,6 +10,7 @@ from pyvmm.config import (
     DEFAULT_MEMORY,
     ENTRIES,
     ON_REBOOT,
+    TRANSPORTS,
     CpuConfig,
     DiskConfig,
     MachineConfig,
@@ -34,7 +35,7 @@ FILE = click.Path(readable=False)
     "disks",
     type=FILE,
     multiple=True,
-    metavar="FILE[,readonly=on][,serial=TEXT]",
+    metavar="FILE[,readonly=on][,serial=TEXT][,transport=pci|mmio]",
     help="Raw image or block device, as /dev/vda; again for vdb and on.",
 )
 @click.option(
@@ -96,6 +97,19 @@ FILE = click.Path(readable=False)
     show_default=True,
     help="What a reboot does: end the run with status 0, or reset the machine and boot again. Then"
     " a triple fault is a reboot, too; a panic still ends the run.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    default="pci",
+    show_default=True,
+    help="How the guest reaches virtio devices, unless a device's transport= says otherwise.",
+)
+@click.option(
+    "--mmio-cmdline",
+    is_flag=True,
+    help="Tell the guest of virtio-mmio devices on its command line (virtio_mmio.device=…), not by"
+    " ACPI: for a Linux with VIRTIO_MMIO_CMDLINE_DEVICES, which Debian's are built without.",
 )
 @click.option("--debug-console", is_flag=True, help="Add a debug console at port 0xE9.")
 @click.option(
@@ -161,6 +175,8 @@ def _machine_config(options: dict[str, Any]) -> MachineConfig:
         serial=options["serial"] or ("stdio",),
         entry=options["entry"],
         on_reboot=options["on_reboot"],
+        transport=options["transport"],
+        mmio_cmdline=options["mmio_cmdline"],
         debug_console=options["debug_console"],
         debug_exit=options["debug_exit"],
     )

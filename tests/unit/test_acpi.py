@@ -12,13 +12,13 @@ import pytest
 
 from pyvmm import layout
 from pyvmm.boot import acpi
-from pyvmm.boot.acpi import AcpiTables, VirtioMmio
+from pyvmm.boot.acpi import AcpiTables
 from pyvmm.errors import ConfigError, PyvmmError
 
 FULL = {
     "cpus": 64,
     "serial_ports": 4,
-    "virtio_mmio": [VirtioMmio(layout.VIRTIO_MMIO + 0x200 * n, 0x200, 20 + n) for n in range(3)],
+    "virtio_mmio": [layout.virtio_mmio_slot(number) for number in range(3)],
     "pci_window_64": (1 << 40, 1 << 41),
 }
 MACHINES = {"small": {"cpus": 1, "serial_ports": 0}, "usual": {"cpus": 2}, "full": FULL}

@@ -18,10 +18,10 @@ from pyvmm.memory import MIB, GuestMemory
 class NoDoorbells:
     """A host without ioeventfds that could be attached: the bus takes the writes."""
 
-    def attach(self, address: int, length: int, eventfd: int) -> None:
+    def attach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
         pass
 
-    def detach(self, address: int, length: int, eventfd: int) -> None:
+    def detach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
         pass
 
 
