@@ -80,11 +80,13 @@ class DiskImage:
 
     def read(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
         """Fill ``buffers``, ``length`` bytes in all, from ``offset`` on."""
-        self._transfer(os.preadv, buffers, offset, length)
+        if len(buffers) > _IOV_MAX or os.preadv(self._fd, buffers, offset) != length:
+            self._transfer(os.preadv, buffers, offset, length)
 
     def write(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
         """Store ``buffers``, ``length`` bytes in all, from ``offset`` on."""
-        self._transfer(os.pwritev, buffers, offset, length)
+        if len(buffers) > _IOV_MAX or os.pwritev(self._fd, buffers, offset) != length:
+            self._transfer(os.pwritev, buffers, offset, length)
 
     def _transfer(
         self,
@@ -93,7 +95,7 @@ class DiskImage:
         offset: int,
         length: int,
     ) -> None:
-        """As many calls as it takes: one, nearly always."""
+        """From the start again, with as many calls as it takes."""
         done = 0
         rest = buffers if len(buffers) <= _IOV_MAX else _rest(buffers, 0)
         while True:

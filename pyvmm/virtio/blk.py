@@ -26,8 +26,9 @@ from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
 
 QUEUE_SIZE = 256
 BATCH = 16
-"""Requests that are completed together. More would save interrupts, but the guest would wait
-idle for the first of them."""
+BATCH_BYTES = 256 << 10
+"""How many requests, and with how many bytes, are completed together. More would save interrupts,
+but the guest would wait idle for the first of them."""
 SERIAL_LENGTH = 20
 
 PHYSICAL_BLOCK_EXPONENT = 3
@@ -178,16 +179,19 @@ class BlockDevice(VirtioDevice):
 
     def _serve_batch(self, queue: Virtqueue, chains: list[Chain]) -> None:
         used: list[tuple[int, int]] = []
+        moved = 0
         for chain in chains:
             if self._dropping:
                 return
             request = Request(chain)
-            if request.kind > VIRTIO_BLK_T_OUT and used:
-                queue.push_batch(used)  # what is done needn't wait for a flush
+            if used and (request.kind > VIRTIO_BLK_T_OUT or moved >= BATCH_BYTES):
+                queue.push_batch(used)  # what is done needn't wait for something slow
                 used = []
+                moved = 0
             status, written = self._execute(request)
             request.status[0] = status
             used.append((chain.head, written + 1))
+            moved += request.in_bytes + request.out_bytes
         queue.push_batch(used)
 
     def _execute(self, request: Request) -> tuple[int, int]:
@@ -229,7 +233,7 @@ class BlockDevice(VirtioDevice):
         return VIRTIO_BLK_S_OK
 
     def _in_range(self, sector: int, length: int) -> bool:
-        return not length % SECTOR_SIZE and sector + length // SECTOR_SIZE <= self._sectors
+        return not length % SECTOR_SIZE and sector * SECTOR_SIZE + length <= self.image.size
 
     def _write_segments(self, request: Request) -> int:
         """Discard or zero a list of ranges; all of them are checked before the first is done."""
@@ -271,15 +275,17 @@ class Request:
             raise VirtqueueError("request without a header or a status byte")
         header: memoryview | bytes = out[0]
         if len(header) == _HEADER.size:
-            self.data_out = out[1:]
+            del out[0]
+            self.data_out = out
         else:
             header, self.data_out = _split(out)
         self.kind, self.sector = _HEADER.unpack(header)
-        last = into[-1]
-        if len(last) == 1:
-            self.data_in, self.status = into[:-1], last
-        else:
-            self.data_in, self.status = [*into[:-1], last[:-1]], last[-1:]
+        self.data_in = into
+        last = into.pop()
+        if len(last) > 1:
+            into.append(last[:-1])
+            last = last[-1:]
+        self.status = last
 
 
 def _split(buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:

@@ -55,7 +55,8 @@ class VirtqueueError(Exception):
 class Chain:
     """A buffer from the driver: what the device may read, then what it may write.
 
-    The views are the guest's own memory, so what was read from them once may change.
+    The views are the guest's own memory, so what was read from them once may change. The lists
+    belong to whoever popped the chain.
     """
 
     __slots__ = ("head", "readable", "readable_bytes", "writable", "writable_bytes")
@@ -88,6 +89,9 @@ class Virtqueue:
             raise ValueError(f"queue size {max_size} is not a power of two up to {MAX_QUEUE_SIZE}")
         self.max_size = max_size
         self._memory = memory
+        # Most buffers are in the region at GPA 0, where an index into the view is the GPA.
+        self._low = memory.regions[0].view
+        self._low_end = memory.regions[0].end
         self._interrupt = interrupt
         self._barrier = threading.Lock()
         self.reset()
@@ -149,6 +153,7 @@ class Virtqueue:
     def _chain(self, head: int) -> Chain:
         """Follow the descriptors from ``head``; at most one indirect table, at the end."""
         view = self._memory.view
+        low, low_end = self._low, self._low_end
         unpack = _DESCRIPTOR.unpack_from
         readable: list[memoryview] = []
         writable: list[memoryview] = []
@@ -169,13 +174,15 @@ class Virtqueue:
                 continue
             if not length:
                 raise VirtqueueError("descriptor of length 0")
+            end = address + length
+            buffer = low[address:end] if end <= low_end else view(address, length)
             if flags & VIRTQ_DESC_F_WRITE:
-                writable.append(view(address, length))
+                writable.append(buffer)
                 writable_bytes += length
             elif writable:
                 raise VirtqueueError("readable descriptor behind a writable one")
             else:
-                readable.append(view(address, length))
+                readable.append(buffer)
                 readable_bytes += length
             if not flags & VIRTQ_DESC_F_NEXT:
                 if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
@@ -186,6 +193,11 @@ class Virtqueue:
                 raise VirtqueueError("chain is longer than the queue, or a loop")
             index = following
         raise VirtqueueError(f"descriptor {index} in a table of {entries}")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the driver has made a chain available that wasn't popped yet."""
+        return bool(self._avail[_INDEX] != self._next_avail)
 
     def push_batch(self, used: list[tuple[int, int]]) -> None:
         """Hand chains back: (head, number of bytes written) each. One store makes all of them
@@ -225,7 +237,7 @@ class Virtqueue:
             self._used_words[_FLAGS] = 0
         with self._barrier:  # the index is read after the wish is visible
             pass
-        return bool(self._avail[_INDEX] != self._next_avail)
+        return self.waiting
 
     def save(self) -> dict[str, Any]:
         return {
