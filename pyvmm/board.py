@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm import layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device, DoorbellController
-from pyvmm.config import DiskConfig
+from pyvmm.config import DiskConfig, NetConfig
 from pyvmm.devices.cmos import Cmos
 from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
 from pyvmm.devices.i8042 import I8042
@@ -29,6 +29,7 @@ from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from pyvmm.backends.disk import DiskImage
+    from pyvmm.backends.tap import Tap
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
     from pyvmm.virtio.pci_transport import VirtioPci
@@ -81,6 +82,7 @@ class Board:
         self.mmio_slots: list[MmioSlot] = []
         self._mmio_irqs: dict[int, SharedIrq] = {}
         self._disks = 0
+        self._nets = 0
         self._add_timekeeping()
         self._add_keyboard()
         self.power = self._add_power()
@@ -180,6 +182,26 @@ class Board:
             config.serial,
             name=name,
             on_io_error=io_failed,
+            on_error=self._requests.failed,
+        )
+        self.plug(device, config.transport)
+
+    def add_net(self, config: NetConfig, tap: Tap, machine_name: str) -> None:
+        """The next virtio network card, plugged into ``tap``."""
+        from pyvmm.virtio.net import NetDevice, made_up_mac
+
+        index = self._nets
+        self._nets += 1
+        if config.mac:
+            mac = bytes.fromhex(config.mac.replace(":", ""))
+        else:
+            mac = made_up_mac(f"{machine_name}/{tap.name}", index)
+        device = NetDevice(
+            tap,
+            mac,
+            self._wiring.faults,
+            mtu=config.mtu,
+            name=f"net{index}",
             on_error=self._requests.failed,
         )
         self.plug(device, config.transport)

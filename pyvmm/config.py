@@ -18,6 +18,10 @@ MAX_MEMORY = 64 * GIB
 MAX_CPUS = 64
 MAX_DISKS = 16
 MAX_SERIAL_PORTS = 4
+MAX_NETS = 8
+MAX_QUEUE_PAIRS = 8
+MIN_MTU, MAX_MTU = 68, 65521
+"""What IPv4 needs (RFC 791), and what a tap can have."""
 
 MAX_TIMEOUT = 10**9
 """In seconds, thirty years: a little less than Python's threads can wait."""
@@ -142,6 +146,81 @@ class CpuConfig(NamedTuple):
 HOST_CPU = CpuConfig()
 
 
+class NetConfig(NamedTuple):
+    """A virtio network card on the tap ``ifname``, or on the open descriptors ``fds`` of one.
+
+    ``mac`` is its address (``52:54:00:12:34:56``), or nothing for one made from the machine's name
+    and the tap's. ``mtu`` is what the guest is told, and what a tap that is made here gets; 0 is
+    the usual. ``queues`` is the number of pairs of queues.
+    """
+
+    ifname: str = ""
+    fds: tuple[int, ...] = ()
+    mac: str = ""
+    mtu: int = 0
+    queues: int = 1
+    transport: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> NetConfig:
+        """From ``TAP[,…]``, ``tap,ifname=TAP[,…]`` or ``fd=N[:N…][,…]``."""
+        known = {
+            "ifname": "TAP",
+            "mac": "ADDRESS",
+            "mtu": "BYTES",
+            "queues": "N",
+            "transport": "|".join(TRANSPORTS),
+        }
+        source, options = parse_sub_options(text, "--net", known)
+        ifname = options.pop("ifname", "") if source == "tap" else source
+        fds: tuple[int, ...] = ()
+        if source.startswith("fd="):
+            ifname = ""
+            fds = tuple(_parse_number(n, 0, 1 << 20, "--net fd") for n in source[3:].split(":"))
+        if "ifname" in options or not (fds or _is_interface_name(ifname)):
+            raise ConfigError(
+                f"--net {text}: {ifname!r} is not an interface's name",
+                "it takes TAP, tap,ifname=TAP or fd=N",
+            )
+        queues = len(fds) or _parse_number(
+            options.get("queues", "1"), 1, MAX_QUEUE_PAIRS, f"--net {text}: queues"
+        )
+        if "queues" in options and fds:
+            raise ConfigError(f"--net {text}: queues= goes with a name, not with fd=")
+        if queues > MAX_QUEUE_PAIRS:
+            raise ConfigError(f"--net {text}: {queues} queues are more than {MAX_QUEUE_PAIRS}")
+        mac = options.get("mac", "")
+        if "mac" in options and not _is_unicast_mac(mac):
+            raise ConfigError(
+                f"--net {text}: {mac!r} is not the address of a card", "such as 52:54:00:12:34:56"
+            )
+        mtu = 0
+        if "mtu" in options:
+            mtu = _parse_number(options["mtu"], MIN_MTU, MAX_MTU, f"--net {text}: mtu")
+        transport = parse_transport(options.get("transport", ""), f"--net {text}")
+        return cls(ifname, fds, mac, mtu, queues, transport)
+
+
+def _parse_number(text: str, low: int, high: int, option: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
+        raise ConfigError(f"{option}: {text!r} is not a number from {low} to {high}")
+    return int(text)
+
+
+def _is_interface_name(name: str) -> bool:
+    """As the kernel has it, and without the characters that mean something to it in a new one."""
+    plain = name.isascii() and name.isprintable() and not set(" /:%=") & set(name)
+    return plain and 1 <= len(name) <= 15 and name not in (".", "..")
+
+
+def _is_unicast_mac(text: str) -> bool:
+    pairs = text.split(":")
+    digits = "0123456789abcdefABCDEF"
+    if len(pairs) != 6 or any(len(pair) != 2 or pair.strip(digits) for pair in pairs):
+        return False
+    return not int(pairs[0], 16) & 1 and any(int(pair, 16) for pair in pairs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineConfig:
     """Everything that :class:`~pyvmm.machine.Machine` needs to know.
@@ -150,7 +229,8 @@ class MachineConfig:
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``);
     ``entry`` is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is
     that of the virtio devices which don't name theirs; with ``mmio_cmdline`` those behind mmio
-    are named in front of the kernel's command line instead of by ACPI.
+    are named in front of the kernel's command line instead of by ACPI. ``name`` tells the machine
+    from others; if it is empty, the kernel's file name does.
     """
 
     kernel: str
@@ -160,6 +240,8 @@ class MachineConfig:
     cpus: int = 1
     cpu: CpuConfig = HOST_CPU
     disks: tuple[DiskConfig, ...] = ()
+    nets: tuple[NetConfig, ...] = ()
+    name: str = ""
     serial: tuple[str, ...] = ("stdio",)
     entry: str = "auto"
     on_reboot: str = "exit"
@@ -184,6 +266,15 @@ class MachineConfig:
             raise ConfigError(f"--cpus: {self.cpus} is not between 1 and {MAX_CPUS}")
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"--disk: {len(self.disks)} disks are more than {MAX_DISKS}")
+        if len(self.nets) > MAX_NETS:
+            raise ConfigError(f"--net: {len(self.nets)} cards are more than {MAX_NETS}")
+        taps = [net.ifname for net in self.nets if net.ifname]
+        fds = [f"fd {fd}" for net in self.nets for fd in net.fds]
+        for place in (*taps, *fds):
+            if (taps + fds).count(place) > 1:
+                raise ConfigError(f"--net: {place} can't serve twice")
+        if not self.name.isprintable():
+            raise ConfigError(f"--name: {self.name!r} is not plain text")
         if len(self.serial) > MAX_SERIAL_PORTS:
             raise ConfigError(f"--serial: there are {MAX_SERIAL_PORTS} ports at most")
         for place in self.serial:

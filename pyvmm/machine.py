@@ -19,6 +19,7 @@ the second boot finds is what the first one found, by construction.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.backends.disk import DiskImage
+    from pyvmm.backends.tap import Tap
 
 SWITCH_INTERVAL = 100e-6
 """How long, in seconds, a thread that runs Python may keep another from it. The interpreter's 5 ms
@@ -97,6 +99,7 @@ class Machine:
         """Make all parts; what must be given back is left with ``resources``, last made first."""
         config = self.config
         self._disks = self._open_disks(resources)
+        self._taps = self._open_taps(resources)
         self.memory = GuestMemory(config.memory_size)
         resources.callback(self.memory.close)
         entry = self._load_guest()
@@ -156,6 +159,21 @@ class Machine:
             images.append(image)
         return images
 
+    def _open_taps(self, resources: ExitStack) -> list[Tap]:
+        if not self.config.nets:
+            return []
+        from pyvmm.backends.tap import Tap  # here, because not every machine has a network
+
+        taps = []
+        for net in self.config.nets:
+            if net.fds:
+                tap = Tap.inherit(net.fds)
+            else:
+                tap = Tap.open(net.ifname, queues=net.queues, mtu=net.mtu)
+            resources.callback(tap.close)
+            taps.append(tap)
+        return taps
+
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
         wiring = Wiring(
             memory=self.memory,
@@ -178,6 +196,9 @@ class Machine:
             board.add_serial_port(backend)
         for disk, image in zip(self.config.disks, self._disks, strict=True):
             board.add_disk(disk, image)
+        name = self.config.name or os.path.basename(self.config.kernel)
+        for net, tap in zip(self.config.nets, self._taps, strict=True):
+            board.add_net(net, tap, name)
         if self.config.debug_console and serial:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:

@@ -14,6 +14,7 @@ from pyvmm.config import (
     CpuConfig,
     DiskConfig,
     MachineConfig,
+    NetConfig,
     command_line,
     format_size,
     parse_seconds,
@@ -37,6 +38,22 @@ FILE = click.Path(readable=False)
     multiple=True,
     metavar="FILE[,readonly=on][,serial=TEXT][,transport=pci|mmio]",
     help="Raw image or block device, as /dev/vda; again for vdb and on.",
+)
+@click.option(
+    "-n",
+    "--net",
+    "nets",
+    multiple=True,
+    metavar="TAP|fd=N[,mac=…][,mtu=…][,queues=N]",
+    help="A network card on the tap interface TAP, which is made if there is none and you may; or"
+    " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on.",
+)
+@click.option(
+    "--name",
+    default="",
+    metavar="TEXT",
+    help="The machine's name, from which its cards have their addresses.  [default: the kernel's"
+    " file name]",
 )
 @click.option(
     "-m",
@@ -130,6 +147,7 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img -m 1G -c 2 -a quiet
       pyvmm run -k vmlinux -d root.raw,readonly=on -a "ro init=/bin/sh"
       pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
+      pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
 
     \b
     Exit status:
@@ -172,6 +190,8 @@ def _machine_config(options: dict[str, Any]) -> MachineConfig:
         cpus=options["cpus"],
         cpu=CpuConfig.parse(options["cpu"]),
         disks=disks,
+        nets=tuple(NetConfig.parse(text) for text in options["nets"]),
+        name=options["name"],
         serial=options["serial"] or ("stdio",),
         entry=options["entry"],
         on_reboot=options["on_reboot"],
