@@ -14,7 +14,7 @@ from guests import artefacts, busybox, cpio, debian, kernel
 
 INIT = artefacts.PROJECT / "guests/init"
 ROOT = artefacts.PROJECT / "guests/root"
-MODULES = ["virtio_pci", "virtio_blk", "ext4", "button", "evdev"]
+MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "button", "evdev"]
 
 
 def build(flavour: str = "cloud", modules: list[str] = MODULES, name: str | None = None) -> Path:
