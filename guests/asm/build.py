@@ -58,6 +58,7 @@ GUESTS = {
     "blk": (LONG, "blk.c"),
     "smp": (LONG, "smp.c trampoline.S"),
     "endings": (LONG, "endings.c"),
+    "reboots": (LONG, "reboots.c trampoline.S"),
     "hostile": (LONG, "hostile.c"),
     "ring3": (FLAT, "modes.S ring3.c console.c interrupts.c"),
     "exits": (FLAT, "modes.S exits.S"),

@@ -53,6 +53,21 @@ static void panic(void)
     stand_still();
 }
 
+/* As with panic=-1. */
+static void panic_and_reboot(void)
+{
+    print("[    0.123456][    T1] Kernel panic - not syncing: the test wants it\n");
+    reset_by_i8042();
+}
+
+static void wait_for_the_power_button(void)
+{
+    print("waiting\n");
+    while (!(inw(PM1A_STATUS) & PM1A_POWER_BUTTON))
+        ;
+    print("power button\n");
+}
+
 static void tell_pvpanic(void)
 {
     outb(PVPANIC, 1);
@@ -110,7 +125,9 @@ static const struct {
     { "acpi-reset", reset_by_acpi },
     { "triple-fault", fault_thrice },
     { "popcnt", run_what_software_kvm_lacks },
+    { "panic-reboot", panic_and_reboot },
     { "panic", panic },
+    { "power-button", wait_for_the_power_button },
     { "pvpanic", tell_pvpanic },
     { "debug-exit", exit_by_debug_port },
     { "halt", stand_still },

@@ -48,6 +48,8 @@
 #define UART_SCR 7
 
 #define PVPANIC 0x505
+#define PM1A_STATUS 0x600
+#define PM1A_POWER_BUTTON 0x100
 #define PM1A_CONTROL 0x604
 #define PM1A_S5 (5 << 10 | 1 << 13) /* SLP_TYP as the DSDT has it, SLP_EN */
 #define PM_TIMER 0x608

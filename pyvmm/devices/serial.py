@@ -161,6 +161,7 @@ class Serial(Device):
     def reset(self) -> None:
         with self.lock:
             self._power_on()
+            self._divisor = _DIVISOR_9600
             self._update_irq()
             self._wake_sender()
 

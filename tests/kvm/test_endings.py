@@ -136,7 +136,60 @@ class TestExpectations:
         assert "42 sheep" in last_line(ended.stderr)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_reset_under_restart_after_a_panic(guests: Path) -> None:
+    """The panic is the end, although the kernel means to recover from it."""
+    ended = run(guests / "endings", "--on-reboot", "restart", append="panic-reboot")
+    assert ended.status == 3
+    assert len(ended.lines) == 1
+    assert 'panicked: "the test wants it"' in last_line(ended.stderr)
+
+
+class TestSigterm:
+    def test_the_guest_shuts_down(self, guests: Path) -> None:
+        with start(guests / "endings", append="power-button") as guest:
+            guest.read_until(b"waiting\n")
+            guest.process.terminate()
+            status, console, stderr = guest.finish()
+        assert (status, console) == (0, b"power button\n")
+        assert "SIGTERM: the guest has 10 s to shut down" in stderr
+        assert "guest powered off" in last_line(stderr)
+
+    def test_a_guest_that_does_not_listen(self, guests: Path) -> None:
+        with start(guests / "endings", append="print") as guest:
+            guest.read_until(b"prompt> ")
+            before = time.monotonic()
+            guest.process.terminate()
+            status, _, stderr = guest.finish()
+            assert time.monotonic() - before >= 10
+        assert status == 143
+        assert re.search(
+            "interrupted by SIGTERM: the guest did not shut down within 10 s", last_line(stderr)
+        )
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_second_signal(self, guests: Path, number: signal.Signals) -> None:
+        with start(guests / "endings", append="print") as guest:
+            guest.read_until(b"prompt> ")
+            guest.process.terminate()
+            assert guest.process.stderr is not None
+            assert b"SIGTERM" in guest.process.stderr.readline()
+            before = time.monotonic()
+            guest.process.send_signal(number)
+            status, _, stderr = guest.finish()
+            assert time.monotonic() - before < min(AT_ONCE, 9)
+        assert status == 128 + number
+        assert f"interrupted by {number.name}" in last_line(stderr)
+
+    def test_a_timeout_that_comes_sooner(self, guests: Path) -> None:
+        with start(guests / "endings", "--timeout", "3", append="print") as guest:
+            guest.read_until(b"prompt> ")
+            guest.process.terminate()
+            status, _, stderr = guest.finish()
+        assert status == 124
+        assert "SIGTERM" in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_signal(guests: Path, number: signal.Signals) -> None:
     with start(guests / "endings", append="print") as guest:
         guest.read_until(b"prompt> ")
@@ -155,8 +208,8 @@ def test_nohup(guests: Path) -> None:
         with start(guests / "endings", append="print") as guest:
             guest.read_until(b"prompt> ")
             guest.process.send_signal(signal.SIGHUP)
-            guest.process.send_signal(signal.SIGTERM)
-            assert guest.finish()[0] == 128 + signal.SIGTERM
+            guest.process.send_signal(signal.SIGINT)
+            assert guest.finish()[0] == 128 + signal.SIGINT
     finally:
         signal.signal(signal.SIGHUP, before)
 

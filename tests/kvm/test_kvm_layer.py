@@ -329,6 +329,22 @@ class TestInterrupts:
         assert machine.next_out() == 42
         vector.close()
 
+    def test_moving_to_another_vm(self, kvm: Kvm, machine: TinyMachine) -> None:
+        """What a device holds, a line and a routed vector, leads to the new VM."""
+        before = TinyMachine(kvm)
+        router = InterruptRouter(before.vm)
+        line, vector = router.line(4), router.vector()
+        vector.route(LOCAL_APIC_BASE, 0x51)
+        router.move(machine.vm)
+        before.close()
+        wait_for_isa_interrupt(machine, 4)
+        line.pulse()
+        assert machine.next_out() == 42
+        wait_for_message(machine, 0x51)
+        vector.fire()
+        assert machine.next_out() == 42
+        vector.close()
+
     def test_vectors_can_be_given_back(self, machine: TinyMachine) -> None:
         router = InterruptRouter(machine.vm)
         for _ in range(5000):  # more than KVM has GSIs

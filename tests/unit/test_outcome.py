@@ -46,6 +46,12 @@ def test_every_end_has_a_sentence(reason: Reason) -> None:
     assert "\n" not in sentence
 
 
+@pytest.mark.parametrize(("reboots", "text"), [(1, "1 reboot"), (2, "2 reboots")])
+def test_reboots_are_counted(reboots: int, text: str) -> None:
+    outcome = Outcome(Reason.POWER_OFF, seconds=2, reboots=reboots)
+    assert outcome.sentence == f"guest powered off after {text} and 2.00 s"
+
+
 def test_the_detail_is_in_it() -> None:
     outcome = Outcome(Reason.PANIC, '"no init found"', seconds=2)
     assert outcome.sentence == 'guest panicked: "no init found" after 2.00 s'

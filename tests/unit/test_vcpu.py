@@ -163,6 +163,29 @@ class TestEnd:
         stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
         assert (stage.crashes, stage.errors) == ([], [])
 
+    def test_a_pause_and_going_on(self, stage: Stage) -> None:
+        """The script goes on where it was; a stop ends it for good."""
+
+        def pause(page: memoryview) -> int:
+            stage.thread.pause()
+            return int(lib.KVM_EXIT_INTR)
+
+        stage.run(pause, plain(lib.KVM_EXIT_SHUTDOWN))
+        assert (stage.crashes, len(stage.vcpu.script)) == ([], 1)
+        stage.thread.start()
+        stage.thread.join()
+        assert len(stage.crashes) == 1
+        stage.thread.stop()
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        assert len(stage.crashes) == 1
+
+    def test_another_vcpu_in_its_place(self, stage: Stage) -> None:
+        stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
+        stage.vcpu = FakeVcpu()
+        stage.thread.replace(cast("Vcpu", stage.vcpu))
+        stage.run(io(OUT, 1, b"A"), plain(lib.KVM_EXIT_SHUTDOWN))
+        assert stage.registers.written == [(0, 1, 0x41)]
+
     def test_a_stop_after_the_end(self, stage: Stage) -> None:
         """The thread's identity may be another's by then, or nobody's."""
         stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
