@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from unit.fakes import FakeClock, FakeMsi, FakeReactor
 
 from pyvmm import layout
 from pyvmm.backends.character import NullBackend
+from pyvmm.backends.disk import DiskImage
 from pyvmm.board import Board, Requests, Wiring
+from pyvmm.config import DiskConfig
+from pyvmm.devices.pci import PciBus
 from pyvmm.errors import GuestFaults
 from pyvmm.interrupts import IrqLine
 from pyvmm.memory import MIB, GuestMemory
@@ -110,3 +116,94 @@ def test_com1_and_com3_share_irq_4(bench: Bench) -> None:
     assert bench.levels[4] is True  # COM3 still wants it
     bench.board.pio.write(0x3E8 + 1, 1, 0)
     assert bench.levels[4] is False
+
+
+SURVIVES = {
+    "cmos": {"ram", "index", "offset_ns", "divider_age_ns"},  # it has a battery
+    "com1": {"scratch"},  # the chip's reset spares it
+    "com2": {"scratch"},
+}
+
+
+@pytest.fixture
+def full_bench(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """With everything that can be plugged in."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(1 << 16))
+    for _ in range(2):
+        bench.board.add_serial_port(NullBackend())
+    bench.board.add_debug_console(NullBackend())
+    bench.board.add_debug_exit()
+    image = DiskImage.open(str(path), readonly=False)
+    bench.board.add_disk(DiskConfig(str(path)), image)
+    bench.board.assign_pci_addresses()
+    yield bench
+    bench.board.quiesce()
+    image.close()
+
+
+def state(board: Board) -> dict[str, dict[str, Any]]:
+    """Of each device, without what a reset leaves as it is."""
+    return {
+        name: {
+            key: value
+            for key, value in device.save().items()
+            if key not in SURVIVES.get(name, set())
+        }
+        for name, device in board.devices.items()
+    }
+
+
+def places(board: Board) -> list[tuple[int, str]]:
+    return [(found.base, found.name) for found in (*board.pio.ranges(), *board.mmio.ranges())]
+
+
+def test_a_reset_leaves_no_trace(full_bench: Bench) -> None:
+    """Whatever was written anywhere: all devices are as they were at first, where they were."""
+    board = full_bench.board
+    before = state(board), places(board)
+    touched: set[str] = set()
+    for seed in range(20):
+        numbers = Random(seed)
+        for _ in range(2000):
+            bus = numbers.choice((board.pio, board.mmio))
+            found = numbers.choice(bus.ranges())
+            size = numbers.choice((1, 2, 4))
+            offset = numbers.randrange(min(found.length, 1 << 16)) & -size
+            if numbers.random() < 0.5:
+                bus.write(found.base + offset, size, numbers.getrandbits(8 * size))
+            else:
+                bus.read(found.base + offset, size)
+        after = state(board)
+        touched |= {name for name in after if after[name] != before[0][name]}
+        board.reset()
+        assert (state(board), places(board)) == before
+        assert not any(full_bench.levels.values())
+    # What has a state was in another one, or this tests nothing.
+    stateless = {"pvpanic", "debug-console", "debug-exit"}
+    assert touched == set(board.devices) - stateless
+
+
+def test_a_reset_reaches_whatever_is_on_a_bus(full_bench: Bench) -> None:
+    """A device is known by its lock, which all its windows share."""
+    board = full_bench.board
+    pci = board.devices["pci"]
+    assert isinstance(pci, PciBus)
+    known = [device.lock for device in board.devices.values()]
+    known += [transport.lock for transport in board.virtio]
+    for found in (*board.pio.ranges(), *board.mmio.ranges()):
+        assert any(found.handler.lock is lock for lock in known), found.name
+
+
+def test_the_battery_keeps_the_cmos_ram(full_bench: Bench) -> None:
+    def cmos(index: int) -> int:
+        full_bench.board.pio.write(0x70, 1, index)
+        return full_bench.board.pio.read(0x71, 1)
+
+    assert cmos(0x40) == 0
+    full_bench.board.pio.write(0x71, 1, 0x5A)
+    full_bench.board.pio.write(0x70, 1, 0x0B)
+    full_bench.board.pio.write(0x71, 1, 0x42)  # periodic interrupts
+    full_bench.board.reset()
+    assert cmos(0x40) == 0x5A
+    assert cmos(0x0B) == 0x02
