@@ -1,21 +1,20 @@
 /*
- * Long mode: a virtio-blk driver over virtio-pci (Virtio 1.2: 2.7, 4.1, 5.2), with one split
- * virtqueue. Words on the command line:
+ * Long mode: a virtio-blk driver (Virtio 1.2: 2.7, 5.2) with one split virtqueue, over virtio-pci
+ * or, if the command line says where that is, virtio-mmio. Words on the command line:
  *
- *   intx      interrupts by INTA and the IOAPIC instead of MSI-X
+ *   virtio_mmio.device=SIZE@BASE:IRQ  as for Linux
+ *   intx      with PCI: interrupts by INTA and the IOAPIC instead of MSI-X
  *   readonly  the disk is: a write must fail, and none is tried otherwise
  *   hold      after the flush print `flushed` and stand still, for the test to kill the VMM
  *
  * The test fills byte i of sector s with s ^ i; we write sectors 5 and up with the complement.
  */
-#include "boot.h"
+#include "blk.h"
+
 #include "apic.h"
+#include "boot.h"
 #include "console.h"
 #include "interrupts.h"
-#include "pci.h"
-
-#define VIRTIO_VENDOR 0x1AF4
-#define VIRTIO_BLK_DEVICE 0x1042
 
 #define STATUS_ACKNOWLEDGE 1
 #define STATUS_DRIVER 2
@@ -43,24 +42,9 @@
 #define WRITTEN_SECTORS 3
 
 #define QUEUE_SIZE 16
-#define NO_VECTOR 0xFFFF
-#define QUEUE_VECTOR 0x50 /* the CPU's */
 #define DESC_NEXT 1
 #define DESC_WRITE 2
 #define DESC_INDIRECT 4
-
-/* struct virtio_pci_common_cfg (4.1.4.3): offsets. */
-enum {
-    DEVICE_FEATURE_SELECT = 0x00, DEVICE_FEATURE = 0x04,
-    DRIVER_FEATURE_SELECT = 0x08, DRIVER_FEATURE = 0x0C,
-    CONFIG_MSIX_VECTOR = 0x10, NUM_QUEUES = 0x12, DEVICE_STATUS = 0x14,
-    QUEUE_SELECT = 0x16, QUEUE_SIZE_REGISTER = 0x18, QUEUE_MSIX_VECTOR = 0x1A,
-    QUEUE_ENABLE = 0x1C, QUEUE_NOTIFY_OFF = 0x1E,
-    QUEUE_DESC = 0x20, QUEUE_DRIVER = 0x28, QUEUE_DEVICE = 0x30,
-};
-
-/* cfg_type of struct virtio_pci_cap (4.1.4). */
-enum { COMMON_CFG = 1, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG };
 
 struct descriptor {
     uint64_t address;
@@ -88,151 +72,38 @@ static _Alignas(4) struct {
     uint16_t available_event;
 } used;
 
-static unsigned function;
-static uintptr_t common, notify, isr, config;
-static volatile unsigned interrupts;
-
-/* Where in configuration space the virtio capability of this type is; 0 if there is none. */
-static unsigned virtio_capability(uint8_t type)
-{
-    unsigned at = 0;
-    while ((at = pci_capability(function, PCI_CAPABILITY_VENDOR, at)))
-        if (load8(pci_config(function, at + 3)) == type)
-            break;
-    return at;
-}
-
-/* The address that a virtio capability points at. */
-static uintptr_t structure(uint8_t type)
-{
-    unsigned at = virtio_capability(type);
-    if (!at)
-        return 0;
-    return pci_bar(function, load8(pci_config(function, at + 4))) +
-           load32(pci_config(function, at + 8));
-}
-
-static bool find_device(void)
-{
-    for (function = 0; function < 256; function++)
-        if (load32(pci_config(function, PCI_VENDOR_ID)) ==
-            (VIRTIO_BLK_DEVICE << 16 | VIRTIO_VENDOR))
-            return true;
-    return false;
-}
-
-static void find_structures(void)
-{
-    store16(pci_config(function, PCI_COMMAND), PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
-    common = structure(COMMON_CFG);
-    isr = structure(ISR_CFG);
-    config = structure(DEVICE_CFG);
-    notify = structure(NOTIFY_CFG);
-    check("common configuration", common);
-    check("notifications", notify);
-    check("interrupt status", isr);
-    check("device configuration", config);
-    store16(common + QUEUE_SELECT, 0);
-    uint32_t multiplier = load32(pci_config(function, virtio_capability(NOTIFY_CFG) + 16));
-    notify += load16(common + QUEUE_NOTIFY_OFF) * multiplier;
-}
-
-/* Read a register through configuration space alone (4.1.4.9). */
-static void test_configuration_access(void)
-{
-    unsigned from = virtio_capability(COMMON_CFG), window = virtio_capability(PCI_CFG);
-    check("configuration access", window);
-    store8(pci_config(function, window + 4), load8(pci_config(function, from + 4)));
-    store32(pci_config(function, window + 8),
-            load32(pci_config(function, from + 8)) + NUM_QUEUES);
-    store32(pci_config(function, window + 12), 2);
-    check_equal("configuration access reads the number of queues",
-                load16(pci_config(function, window + 16)), load16(common + NUM_QUEUES));
-}
+static const struct transport *transport;
+volatile unsigned interrupts;
 
 static bool offers(unsigned feature)
 {
-    store32(common + DEVICE_FEATURE_SELECT, feature / 32);
-    return load32(common + DEVICE_FEATURE) >> feature % 32 & 1;
+    return transport->offered(feature / 32) >> feature % 32 & 1;
 }
 
 static void negotiate(void)
 {
-    store8(common + DEVICE_STATUS, 0);
-    while (load8(common + DEVICE_STATUS))
+    transport->set_status(0);
+    while (transport->status())
         ;
-    store8(common + DEVICE_STATUS, STATUS_ACKNOWLEDGE);
-    store8(common + DEVICE_STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
+    transport->set_status(STATUS_ACKNOWLEDGE);
+    transport->set_status(STATUS_ACKNOWLEDGE | STATUS_DRIVER);
     check("version 1 is offered", offers(VIRTIO_F_VERSION_1));
     check("flush is offered", offers(VIRTIO_BLK_F_FLUSH));
     check("indirect descriptors are offered", offers(VIRTIO_F_INDIRECT_DESC));
-    store32(common + DRIVER_FEATURE_SELECT, 0);
-    store32(common + DRIVER_FEATURE, 1U << VIRTIO_BLK_F_FLUSH | 1U << VIRTIO_F_INDIRECT_DESC |
-                                         offers(VIRTIO_BLK_F_RO) << VIRTIO_BLK_F_RO);
-    store32(common + DRIVER_FEATURE_SELECT, 1);
-    store32(common + DRIVER_FEATURE, 1U << (VIRTIO_F_VERSION_1 - 32));
+    transport->accept(0, 1U << VIRTIO_BLK_F_FLUSH | 1U << VIRTIO_F_INDIRECT_DESC |
+                             offers(VIRTIO_BLK_F_RO) << VIRTIO_BLK_F_RO);
+    transport->accept(1, 1U << (VIRTIO_F_VERSION_1 - 32));
     uint8_t status = STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK;
-    store8(common + DEVICE_STATUS, status);
-    check_equal("features are accepted", load8(common + DEVICE_STATUS), status);
-}
-
-INTERRUPT_HANDLER(on_msix)
-{
-    interrupts++;
-    end_of_interrupt();
-}
-
-INTERRUPT_HANDLER(on_intx)
-{
-    if (load8(isr) & 1) /* reading it takes the interrupt back */
-        interrupts++;
-    end_of_interrupt();
-}
-
-static void set_up_msix(void)
-{
-    unsigned capability = pci_capability(function, PCI_CAPABILITY_MSIX, 0);
-    check("MSI-X capability", capability);
-    uint16_t control = load16(pci_config(function, capability + 2));
-    check("MSI-X has a vector for the queue", (control & 0x7FF) >= 1);
-    uint32_t place = load32(pci_config(function, capability + 4));
-    uintptr_t entry = pci_bar(function, place & 7) + (place & ~7U) + 16; /* entry 1 */
-    store32(entry + 0, LOCAL_APIC | apic_id() << 12);
-    store32(entry + 4, 0);
-    store32(entry + 8, QUEUE_VECTOR);
-    store32(entry + 12, 0);
-    store16(pci_config(function, capability + 2), control | 0x8000);
-    store16(common + CONFIG_MSIX_VECTOR, NO_VECTOR);
-    store16(common + QUEUE_MSIX_VECTOR, 1);
-    check_equal("queue takes its vector", load16(common + QUEUE_MSIX_VECTOR), 1);
-    set_handler(QUEUE_VECTOR, on_msix);
-}
-
-static void set_up_intx(void)
-{
-    unsigned pin = load8(pci_config(function, PCI_INTERRUPT_PIN));
-    check_equal("interrupt pin is INTA", pin, 1);
-    set_handler(QUEUE_VECTOR, on_intx);
-    /* As the DSDT's _PRT has it. */
-    io_apic_route(16 + (function >> 3) % 8, QUEUE_VECTOR | IO_APIC_LEVEL | IO_APIC_ACTIVE_LOW,
-                  apic_id());
-}
-
-static void set_queue_address(unsigned offset, const volatile void *address)
-{
-    store32(common + offset, (uintptr_t)address);
-    store32(common + offset + 4, (uintptr_t)address >> 32);
+    transport->set_status(status);
+    check_equal("features are accepted", transport->status(), status);
 }
 
 static void enable_queue(void)
 {
-    check_between("queue's greatest size", load16(common + QUEUE_SIZE_REGISTER), QUEUE_SIZE, 32768);
-    store16(common + QUEUE_SIZE_REGISTER, QUEUE_SIZE);
-    set_queue_address(QUEUE_DESC, descriptors);
-    set_queue_address(QUEUE_DRIVER, &available);
-    set_queue_address(QUEUE_DEVICE, &used);
-    store16(common + QUEUE_ENABLE, 1);
-    store8(common + DEVICE_STATUS, load8(common + DEVICE_STATUS) | STATUS_DRIVER_OK);
+    check_between("queue's greatest size", transport->queue_size(), QUEUE_SIZE, 32768);
+    transport->enable_queue(QUEUE_SIZE, (uintptr_t)descriptors, (uintptr_t)&available,
+                            (uintptr_t)&used);
+    transport->set_status(transport->status() | STATUS_DRIVER_OK);
 }
 
 /* A request's three parts, at `table[0]` to `table[2]`; the links count from `first`. */
@@ -265,7 +136,7 @@ static void kick_and_wait(unsigned requests)
 {
     uint16_t wanted = used.index + requests;
     unsigned before = interrupts;
-    store16(notify, 0);
+    transport->notify();
     while (used.index != wanted || interrupts == before)
         wait_for_interrupt();
 }
@@ -393,19 +264,15 @@ void guest_main(const uint8_t *zero_page)
 {
     interrupts_init();
     apic_init();
-    check("MCFG names the ECAM window", pci_init(zero_page));
-    check("there is a virtio disk", find_device());
-    if (function == 256)
+    transport = command_line_value(zero_page, "virtio_mmio.device") ? find_mmio(zero_page)
+                                                                    : find_pci(zero_page);
+    check("there is a virtio disk", transport);
+    if (!transport)
         return;
-    find_structures();
-    test_configuration_access();
     negotiate();
-    if (command_line_has(zero_page, "intx"))
-        set_up_intx();
-    else
-        set_up_msix();
+    transport->set_up_interrupts(zero_page);
     enable_queue();
-    uint64_t capacity = load32(config) | (uint64_t)load32(config + 4) << 32;
+    uint64_t capacity = transport->config(0) | (uint64_t)transport->config(4) << 32;
     print("capacity: %X\n", capacity);
     test_reads();
     test_two_at_once();

@@ -44,10 +44,16 @@ bool command_line_has(const uint8_t *zero_page, const char *word)
     return end && (*end == ' ' || !*end);
 }
 
+const char *command_line_value(const uint8_t *zero_page, const char *name)
+{
+    const char *end = find_word(zero_page, name);
+    return end && *end == '=' ? end + 1 : NULL;
+}
+
 uint32_t command_line_number(const uint8_t *zero_page, const char *name, uint32_t otherwise)
 {
-    const char *text = find_word(zero_page, name);
-    if (!text || *text++ != '=')
+    const char *text = command_line_value(zero_page, name);
+    if (!text)
         return otherwise;
     uint32_t number = 0;
     for (; '0' <= *text && *text <= '9'; text++)

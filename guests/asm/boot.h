@@ -10,6 +10,9 @@
 const char *command_line(const uint8_t *zero_page);
 bool command_line_has(const uint8_t *zero_page, const char *word);
 
+/* Behind `name=`; NULL if there is no such word. */
+const char *command_line_value(const uint8_t *zero_page, const char *name);
+
 /* N of `name=N`; `otherwise` if there is none. */
 uint32_t command_line_number(const uint8_t *zero_page, const char *name, uint32_t otherwise);
 

@@ -55,7 +55,7 @@ GUESTS = {
     "pvh": (PVH, "pvh.S pvh.c console.c interrupts.c"),
     "enumerate": (LONG, "enumerate.c"),
     "apic": (LONG, "apic.c"),
-    "blk": (LONG, "blk.c"),
+    "blk": (LONG, "blk.c blk_pci.c blk_mmio.c"),
     "smp": (LONG, "smp.c trampoline.S"),
     "endings": (LONG, "endings.c"),
     "reboots": (LONG, "reboots.c trampoline.S"),
