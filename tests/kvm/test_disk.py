@@ -47,6 +47,29 @@ def test_reads_and_writes(guests: Path, image: Path, interrupts: str) -> None:
     assert image.read_bytes() == AFTER
 
 
+def test_virtio_mmio(guests: Path, image: Path) -> None:
+    ended = run(
+        guests / "blk",
+        *("--transport", "mmio", "--mmio-cmdline", "--disk", f"{image},serial=spindle 8"),
+    )
+    ended.check()
+    assert ended.value("serial") == "spindle 8"
+    assert "registers are 32 bits wide" in ended.passed
+    assert ended.passed[-1] == "what was written reads back"
+    assert image.read_bytes() == AFTER
+    assert "virtio-mmio: bad read" in ended.stderr
+
+
+def test_each_disk_can_have_its_transport(guests: Path, image: Path, tmp_path: Path) -> None:
+    """The guest takes the disk behind mmio, and leaves the other alone."""
+    other = tmp_path / "other.raw"
+    other.write_bytes(BEFORE)
+    options = ["--disk", str(other), "--disk", f"{image},transport=mmio", "--mmio-cmdline"]
+    run(guests / "blk", *options).check()
+    assert image.read_bytes() == AFTER
+    assert other.read_bytes() == BEFORE
+
+
 def test_read_only(guests: Path, image: Path) -> None:
     ended = run(guests / "blk", "--disk", f"{image},readonly=on", append="readonly")
     ended.check()
