@@ -6,13 +6,14 @@ doorbells and the clock come from outside, so a board can be built and poked in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device, DoorbellController
-from pyvmm.config import DiskConfig, NetConfig
+from pyvmm.config import BalloonConfig, ConsoleConfig, DiskConfig, NetConfig, RngConfig, VsockConfig
 from pyvmm.devices.cmos import Cmos
 from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
 from pyvmm.devices.i8042 import I8042
@@ -30,6 +31,9 @@ from pyvmm.memory import GuestMemory
 if TYPE_CHECKING:
     from pyvmm.backends.disk import DiskImage
     from pyvmm.backends.tap import Tap
+    from pyvmm.backends.unix_socket import UnixListener
+    from pyvmm.virtio.balloon import BalloonDevice
+    from pyvmm.virtio.console import ConsoleDevice
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
     from pyvmm.virtio.pci_transport import VirtioPci
@@ -81,7 +85,9 @@ class Board:
         self.virtio: list[VirtioPci | VirtioMmio] = []
         self.mmio_slots: list[MmioSlot] = []
         self._mmio_irqs: dict[int, SharedIrq] = {}
+        self.console: ConsoleDevice | None = None
         self._disks = 0
+        self.balloon: BalloonDevice | None = None
         self._nets = 0
         self._add_timekeeping()
         self._add_keyboard()
@@ -204,6 +210,60 @@ class Board:
             name=f"net{index}",
             on_error=self._requests.failed,
         )
+        self.plug(device, config.transport)
+
+    def add_rng(self, config: RngConfig) -> None:
+        """A virtio entropy device."""
+        from pyvmm.virtio.rng import EntropyDevice  # here, because few machines have one
+
+        wiring = self._wiring
+        source = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
+        device = EntropyDevice(wiring.reactor, wiring.clock, source, config.rate)
+        self.plug(device, config.transport)
+
+    def add_balloon(self, config: BalloonConfig) -> None:
+        """A virtio memory balloon, afterwards :attr:`balloon`."""
+        from pyvmm.virtio.balloon import BalloonDevice  # here, because few machines have one
+
+        wiring = self._wiring
+        self.balloon = BalloonDevice(
+            wiring.reactor,
+            wiring.clock,
+            wiring.memory,
+            wiring.faults,
+            target=config.size,
+            stats_seconds=config.stats_seconds,
+            free_page_reporting=config.free_page_reporting,
+            deflate_on_oom=config.deflate_on_oom,
+        )
+        self.plug(self.balloon, config.transport)
+
+    def add_console(
+        self,
+        config: ConsoleConfig,
+        console: CharacterBackend | None,
+        ports: Sequence[CharacterBackend],
+        size: tuple[int, int] | None,
+    ) -> None:
+        """The virtio console, with its named ports; ``size`` is the terminal's that it is on."""
+        from pyvmm.virtio.console import ConsoleDevice
+
+        names = [port.name for port in config.ports]
+        self.console = ConsoleDevice(
+            self._wiring.reactor,
+            self._wiring.faults,
+            console,
+            list(zip(names, ports, strict=True)),
+            size,
+        )
+        self.plug(self.console, config.transport)
+
+    def add_vsock(self, config: VsockConfig, listener: UnixListener) -> None:
+        """The virtio socket device."""
+        from pyvmm.virtio.vsock import VsockDevice
+
+        wiring = self._wiring
+        device = VsockDevice(wiring.reactor, wiring.clock, wiring.faults, config.cid, listener)
         self.plug(device, config.transport)
 
     def plug(self, device: VirtioDevice, transport: str = "") -> None:

@@ -34,13 +34,14 @@ from pyvmm.boot import acpi
 from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.entry import EntryState
 from pyvmm.config import MachineConfig
-from pyvmm.errors import GuestFaults, PyvmmError
+from pyvmm.errors import GuestFaults, HostError, PyvmmError
 from pyvmm.eventloop import EventLoop
 from pyvmm.kvm import Kvm, Vcpu, Vm
 from pyvmm.kvm.cpuid import guest_cpuid
 from pyvmm.kvm.irqchip import InterruptRouter, KvmDoorbells
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.threads import usable_cpus
 from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, enter, prepare
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from pyvmm.backends.disk import DiskImage
     from pyvmm.backends.tap import Tap
+    from pyvmm.backends.unix_socket import UnixListener
 
 SWITCH_INTERVAL = 100e-6
 """How long, in seconds, a thread that runs Python may keep another from it. The interpreter's 5 ms
@@ -59,8 +61,9 @@ are how late a vCPU would see to its exit while a device is busy. With 100 us a 
 class Machine:
     """A virtual machine made from ``config``.
 
-    ``serial`` are the backends of COM1 and on; ``loop`` is the event loop that they use, if they
-    use one; it is closed with the machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image,
+    ``serial`` are the backends of COM1 and on, ``console`` and ``ports`` the virtio console's, if
+    there is one, and ``console_size`` the terminal's that it is on; ``loop`` is the event loop that
+    they use, if they use one; it is closed with the machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image,
     an option or the host won't do; no disk has been written then.
     """
 
@@ -69,6 +72,9 @@ class Machine:
         config: MachineConfig,
         serial: Sequence[CharacterBackend] = (),
         *,
+        console: CharacterBackend | None = None,
+        ports: Sequence[CharacterBackend] = (),
+        console_size: tuple[int, int] | None = None,
         loop: EventLoop | None = None,
         faults: GuestFaults | None = None,
     ) -> None:
@@ -81,6 +87,7 @@ class Machine:
         """Called when a reset has brought the guest to rest, on the I/O thread; may call
         :meth:`end`, and there is no reset then."""
         self._serial_ports = len(serial)
+        self._console = console, ports, console_size
         self._lifecycle = threading.RLock()  # held while vCPUs are started, and waited for
         self._started = False
         self._paused = False
@@ -100,7 +107,9 @@ class Machine:
         config = self.config
         self._disks = self._open_disks(resources)
         self._taps = self._open_taps(resources)
-        self.memory = GuestMemory(config.memory_size)
+        self._vsock_listener = self._open_vsock(resources)
+        pins = self._check_affinity()
+        self.memory = GuestMemory(config.memory_size, **config.memory_backing._asdict())
         resources.callback(self.memory.close)
         entry = self._load_guest()
 
@@ -121,9 +130,23 @@ class Machine:
                 on_crash=self._crashed,
                 on_reset=self.press_reset_button,
                 on_error=self._failed,
+                host_cpus=pins.get(vcpu.id, ()),
             )
             for vcpu in vcpus
         ]
+
+    def _check_affinity(self) -> dict[int, tuple[int, ...]]:
+        """The host's CPUs for each vCPU that has its own."""
+        pins = {pin.vcpu: pin.host_cpus for pin in self.config.cpu_affinity}
+        for vcpu, cpus in pins.items():
+            usable = usable_cpus(cpus)
+            missing = [str(cpu) for cpu in cpus if cpu not in usable]
+            if missing:
+                raise HostError(
+                    f"--cpu-affinity: vCPU {vcpu} can't run on host CPU {', '.join(missing)}, which"
+                    " is offline or not for this process"
+                )
+        return pins
 
     def _load_guest(self) -> EntryState:
         """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
@@ -174,6 +197,15 @@ class Machine:
             taps.append(tap)
         return taps
 
+    def _open_vsock(self, resources: ExitStack) -> UnixListener | None:
+        if self.config.vsock is None:
+            return None
+        from pyvmm.backends.unix_socket import UnixListener  # here: sockets take long to import
+
+        listener = UnixListener(self.config.vsock.path, "--vsock", backlog=128)
+        resources.callback(listener.close)
+        return listener
+
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
         wiring = Wiring(
             memory=self.memory,
@@ -199,6 +231,14 @@ class Machine:
         name = self.config.name or os.path.basename(self.config.kernel)
         for net, tap in zip(self.config.nets, self._taps, strict=True):
             board.add_net(net, tap, name)
+        if self.config.rng is not None:
+            board.add_rng(self.config.rng)
+        if self.config.balloon is not None:
+            board.add_balloon(self.config.balloon)
+        if self.config.console is not None:
+            board.add_console(self.config.console, *self._console)
+        if self.config.vsock is not None and self._vsock_listener is not None:
+            board.add_vsock(self.config.vsock, self._vsock_listener)
         if self.config.debug_console and serial:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:
@@ -338,6 +378,13 @@ class Machine:
     def power_button(self) -> None:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
         self.board.power.press_power_button()
+
+    def resize_console(self, columns: int, rows: int) -> None:
+        """The terminal that the virtio console is on has a new size. May be called by a signal
+        handler."""
+        console = self.board.console
+        if console is not None:
+            self.loop.call(lambda: console.resize(columns, rows))
 
     def end(
         self, reason: Reason, detail: str = "", *, value: int = 0, report: tuple[str, ...] = ()

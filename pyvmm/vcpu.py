@@ -9,10 +9,11 @@ section 5, "immediate_exit").
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pyvmm.boot.entry import EntryState
@@ -63,7 +64,8 @@ class TripleFault(GuestCrash):
 class VcpuThread:
     """Runs ``vcpu`` on a thread of its own, from each :meth:`start` to the next :meth:`pause`.
 
-    While it is paused there is no thread: who needs the vCPU's state finds it complete, the last
+    ``host_cpus`` are the CPUs of the host that the thread may use; all if there are none. While it
+    is paused there is no thread: who needs the vCPU's state finds it complete, the last
     exit's access included.
 
     The callbacks are called on that thread: ``on_reset`` when KVM reports that the guest asked for
@@ -80,8 +82,10 @@ class VcpuThread:
         on_crash: Callable[[VcpuThread, GuestCrash], None],
         on_reset: Callable[[], None],
         on_error: Callable[[BaseException], None],
+        host_cpus: Collection[int] = (),
     ) -> None:
         self.vcpu = vcpu
+        self._host_cpus = host_cpus
         self._on_crash = on_crash
         self._on_reset = on_reset
         self._on_error = on_error
@@ -140,6 +144,8 @@ class VcpuThread:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (self._kick_signal,))
         self._ident = threading.get_ident()  # whoever kicked before has set immediate_exit
         try:
+            if self._host_cpus:
+                os.sched_setaffinity(0, self._host_cpus)
             try:
                 self._loop()
             except GuestCrash as crash:

@@ -11,14 +11,19 @@ from pyvmm.config import (
     ENTRIES,
     ON_REBOOT,
     TRANSPORTS,
+    BalloonConfig,
+    ConsoleConfig,
     CpuConfig,
+    CpuPin,
     DiskConfig,
     MachineConfig,
+    MemoryBacking,
     NetConfig,
+    RngConfig,
+    VsockConfig,
     command_line,
     format_size,
     parse_seconds,
-    parse_size,
 )
 from pyvmm.supervisor import Expectations, Supervisor, compile_patterns
 
@@ -56,14 +61,35 @@ FILE = click.Path(readable=False)
     " file name]",
 )
 @click.option(
+    "--rng",
+    is_flag=False,
+    flag_value="",
+    metavar="[rate=SIZE][,transport=pci|mmio]",
+    help="An entropy device with the host's random numbers, at most SIZE (1M) a second.",
+)
+@click.option(
+    "--balloon",
+    is_flag=False,
+    flag_value="",
+    metavar="[size=SIZE][,stats=SECONDS][,free-page-reporting=on][,deflate-on-oom=on]",
+    help="A device by which the guest gives memory back to the host: SIZE of it, or with"
+    " free-page-reporting what it doesn't use.",
+)
+@click.option(
     "-m",
     "--memory",
     default=format_size(DEFAULT_MEMORY).replace(" MiB", "M"),
     show_default=True,
-    metavar="SIZE",
-    help="Guest memory: 512M, 2G; a plain number is MiB.",
+    metavar="SIZE[,hugepages=on][,prealloc=on][,mergeable=on]",
+    help="Guest memory: 512M, 2G; a plain number is MiB. In huge pages of 2 MiB; allocated at the"
+    " start; subject to same-page merging (KSM).",
 )
 @click.option("-c", "--cpus", type=int, default=1, show_default=True, help="Number of vCPUs.")
+@click.option(
+    "--cpu-affinity",
+    metavar="VCPU=CPU[-CPU][,…]",
+    help="The host's CPUs that a vCPU runs on: 0=2,1=3 or 0=2-3.",
+)
 @click.option(
     "--cpu",
     default="host",
@@ -94,8 +120,27 @@ FILE = click.Path(readable=False)
 @click.option(
     "--serial",
     multiple=True,
-    metavar="stdio|null|pty|file:PATH",
+    metavar="stdio|null|pty|file:PATH|unix:PATH",
     help="Where a serial port goes: COM1 first, up to four.  [default: stdio]",
+)
+@click.option(
+    "--console",
+    metavar="stdio|null|pty|file:PATH|unix:PATH[,transport=…]",
+    help="A virtio console (Linux: hvc0). With stdio COM1 goes to null, unless --serial says"
+    " otherwise, and the default command line gets 'console=hvc0'.",
+)
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME=null|pty|file:PATH|unix:PATH",
+    help="A named port of the virtio console (Linux: /dev/virtio-ports/NAME); may be repeated.",
+)
+@click.option(
+    "--vsock",
+    metavar="cid=N,path=PATH[,transport=…]",
+    help="A socket device: host programs reach the guest at the Unix socket PATH, by the line"
+    " 'CONNECT <port>'; the guest reaches a host program that listens at PATH_<port>.",
 )
 @click.option(
     "--timeout", metavar="SECONDS", help="End the guest after that time, with status 124."
@@ -147,6 +192,7 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img -m 1G -c 2 -a quiet
       pyvmm run -k vmlinux -d root.raw,readonly=on -a "ro init=/bin/sh"
       pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
+      pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
 
     \b
@@ -176,7 +222,13 @@ def run(**options: Any) -> None:
 
 
 def _machine_config(options: dict[str, Any]) -> MachineConfig:
+    memory_size, memory_backing = MemoryBacking.parse(options["memory"])
+    affinity, rng, balloon = options["cpu_affinity"], options["rng"], options["balloon"]
     disks = tuple(DiskConfig.parse(text) for text in options["disks"])
+    console = None
+    if options["console"] is not None or options["ports"]:
+        console = ConsoleConfig.parse(options["console"] or "", options["ports"])
+    on_virtio = console is not None and console.place == "stdio"
     return MachineConfig(
         kernel=options["kernel"],
         initrd=options["initrd"],
@@ -185,14 +237,21 @@ def _machine_config(options: dict[str, Any]) -> MachineConfig:
             default=not options["no_default_append"],
             has_disk=bool(disks),
             has_initrd=options["initrd"] is not None,
+            virtio_console=on_virtio,
         ),
-        memory_size=parse_size(options["memory"], "--memory"),
+        memory_size=memory_size,
+        memory_backing=memory_backing,
         cpus=options["cpus"],
         cpu=CpuConfig.parse(options["cpu"]),
+        cpu_affinity=() if affinity is None else CpuPin.parse(affinity),
         disks=disks,
         nets=tuple(NetConfig.parse(text) for text in options["nets"]),
+        rng=None if rng is None else RngConfig.parse(rng),
+        balloon=None if balloon is None else BalloonConfig.parse(balloon),
         name=options["name"],
-        serial=options["serial"] or ("stdio",),
+        serial=options["serial"] or (("null",) if on_virtio else ("stdio",)),
+        console=console,
+        vsock=None if options["vsock"] is None else VsockConfig.parse(options["vsock"]),
         entry=options["entry"],
         on_reboot=options["on_reboot"],
         transport=options["transport"],
