@@ -350,10 +350,11 @@ class ConsoleConfig(NamedTuple):
     transport: str = ""
 
     @classmethod
-    def parse(cls, text: str, ports: Iterable[str] = ()) -> ConsoleConfig:
-        """From ``PLACE[,transport=pci|mmio]`` and the ports' ``NAME=PLACE``."""
-        place, options = parse_sub_options(text, "--console", {"transport": "|".join(TRANSPORTS)})
-        if text:
+    def parse(cls, text: str | None, ports: Iterable[str] = ()) -> ConsoleConfig:
+        """From ``PLACE[,transport=pci|mmio]`` (None: no console) and the ports' ``NAME=PLACE``."""
+        known = {"transport": "|".join(TRANSPORTS)}
+        place, options = parse_sub_options(text or "", "--console", known)
+        if text is not None:
             parse_place(place, "--console", "stdio", "pty", "null", "file:", "unix:")
         transport = parse_transport(options.get("transport", ""), f"--console {place}")
         found = tuple(PortConfig.parse(port) for port in ports)

@@ -63,8 +63,9 @@ class Machine:
 
     ``serial`` are the backends of COM1 and on, ``console`` and ``ports`` the virtio console's, if
     there is one, and ``console_size`` the terminal's that it is on; ``loop`` is the event loop that
-    they use, if they use one; it is closed with the machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image,
-    an option or the host won't do; no disk has been written then.
+    they use, if they use one; it is closed with the machine. Raises
+    :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do; no disk has been
+    written then.
     """
 
     def __init__(

@@ -16,17 +16,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.backends.streams import StreamBackend, open_file, open_pty
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
-from pyvmm.config import MachineConfig
+from pyvmm.config import MachineConfig, parse_place
 from pyvmm.console_watch import ConsoleWatch
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.backends.unix_socket import SocketBackend
 
 PANIC_GRACE_NS = 500_000_000
 """From a panic's first line to the end of the run, so that the register dump and stack trace that
@@ -76,7 +81,7 @@ class Supervisor:
         self._expectations = expectations
         self._terminal = RawMode(sys.stdin.fileno()) if sys.stdin is not None else RawMode(-1)
         self._loop = EventLoop()
-        self._streams: list[StreamBackend] = []
+        self._streams: list[StreamBackend | SocketBackend] = []
         self._watches: list[ConsoleWatch] = []
         self._panic: str | None = None
         self._panic_timer = self._loop.timer(self._panic_over)
@@ -85,6 +90,7 @@ class Supervisor:
         self._machine: Machine | None = None
         self._graceful = False  # the next SIGTERM is for the guest
         self._interrupted = False
+        self._ending = False
 
     def run(self) -> Outcome:
         """Build the machine, run it to its end, and return the verdict.
@@ -94,14 +100,37 @@ class Supervisor:
         """
         try:
             with self._signals():
-                consoles = [self._open(place) for place in self._config.serial]
-                faults = GuestFaults(self.say)
-                self._machine = Machine(self._config, consoles, loop=self._loop, faults=faults)
+                try:
+                    self._machine = self._build()
+                except BaseException:
+                    for stream in self._streams:
+                        stream.close(0)
+                    raise
                 self._machine.before_reset = self._before_reset
                 with self._terminal:
                     return self._supervise(self._machine)
         except Interrupted as interrupt:
             return Outcome(Reason.INTERRUPTED, value=interrupt.number)
+
+    def _build(self) -> Machine:
+        """The machine, with all its consoles."""
+        serial = [self._open(place, "--serial", self._watch()) for place in self._config.serial]
+        faults = GuestFaults(self.say)
+        console, ports = None, []
+        config = self._config.console
+        if config is not None:
+            if config.place:
+                console = self._open(config.place, "--console", self._watch())
+            ports = [self._open(port.place, f"--port {port.name}") for port in config.ports]
+        return Machine(
+            self._config,
+            serial,
+            console=console,
+            ports=ports,
+            console_size=self._terminal_size(),
+            loop=self._loop,
+            faults=faults,
+        )
 
     def _supervise(self, machine: Machine) -> Outcome:
         gc.freeze()  # what start-up made stays; see pyvmm.cli
@@ -116,6 +145,7 @@ class Supervisor:
             name = signal.Signals(interrupt.number).name
             machine.end(Reason.INTERRUPTED, f"by {name}", value=interrupt.number)
         finally:
+            self._ending = True
             machine.stop()
             for stream in self._streams:
                 stream.close(FLUSH_SECONDS)
@@ -210,7 +240,8 @@ class Supervisor:
             raise Interrupted(number)
 
         handlers = {each: handle for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
-        handlers[signal.SIGCONT] = lambda *_: self._terminal.resume()
+        handlers[signal.SIGCONT] = self._resumed
+        handlers[signal.SIGWINCH] = self._resized
         before = {each: signal.signal(each, handler) for each, handler in handlers.items()}
         try:
             yield
@@ -218,50 +249,74 @@ class Supervisor:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
-    def _open(self, place: str) -> CharacterBackend:
-        """The backend that ``--serial PLACE`` means."""
+    def _resumed(self, number: int, _: FrameType | None) -> None:
+        self._terminal.resume()
+        self._resized(number, _)  # a window may change while we aren't in the foreground
+
+    def _resized(self, number: int, _: FrameType | None) -> None:
+        size = self._terminal_size()
+        if size is not None and self._machine is not None and not self._ending:
+            self._machine.resize_console(*size)
+
+    def _terminal_size(self) -> tuple[int, int] | None:
+        """Columns and rows of the terminal that the virtio console is on; None if it isn't."""
+        if self._config.console is not None and self._config.console.place == "stdio":
+            for fd in (0, 1):
+                with suppress(OSError):
+                    return os.get_terminal_size(fd)
+        return None
+
+    def _open(self, place: str, option: str, watch: ConsoleWatch | None = None) -> CharacterBackend:
+        """The backend that ``option`` asks for by ``place``; ``watch`` is for a console's."""
+        parse_place(place, option, "stdio", "null", "pty", "file:", "unix:")
         kind, _, path = place.partition(":")
-        watch = self._watch()
-        stream: StreamBackend
-        if place == "null":
-            stream = StreamBackend(self._loop, None, None, on_output=watch.feed)
-        elif place == "stdio":
-            stream = self._open_stdio(watch)
-        elif place == "pty":
-            stream = open_pty(self._loop, self._announce, on_output=watch.feed)
-        elif kind == "file" and path:
-            stream = self._open_file(path, watch)
-        else:
-            raise ConfigError(
-                f"--serial: {place!r} is not understood", "use stdio, null, pty or file:PATH"
+        on_output = None if watch is None else watch.feed
+        stream: StreamBackend | SocketBackend
+        if kind == "null":
+            stream = StreamBackend(self._loop, None, None, on_output=on_output)
+        elif kind == "stdio":
+            stream = self._open_stdio(on_output)
+        elif kind == "pty":
+            stream = open_pty(
+                self._loop, lambda name: self._announce(option, name), on_output=on_output
             )
+        elif kind == "file":
+            stream = self._open_file(path, option, on_output)
+        else:
+            from pyvmm.backends.unix_socket import SocketBackend, UnixListener  # rarely wanted
+
+            listener = UnixListener(path, option)
+            stream = SocketBackend(self._loop, self._loop, listener, on_output=on_output)
         self._streams.append(stream)
         return stream
 
-    def _open_stdio(self, watch: ConsoleWatch) -> StreamBackend:
+    def _open_stdio(self, feed: Callable[[bytes], None] | None) -> StreamBackend:
         keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
         # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
         input_fd = None if os.isatty(0) and keys is None else 0
 
         def on_output(data: bytes) -> None:
             self._at_line_start = data.endswith(b"\n")
-            watch.feed(data)
+            if feed is not None:
+                feed(data)
 
         return StreamBackend(
             self._loop, input_fd, 1, keys=keys, on_output=on_output, on_lost=self._stdout_lost
         )
 
-    def _open_file(self, path: str, watch: ConsoleWatch) -> StreamBackend:
+    def _open_file(
+        self, path: str, option: str, on_output: Callable[[bytes], None] | None
+    ) -> StreamBackend:
         inputs = [self._config.kernel, self._config.initrd, *(d.path for d in self._config.disks)]
         for other in inputs:
             with suppress(OSError):
                 if other is not None and os.path.samefile(path, other):
-                    raise ConfigError(f"--serial: {path} is an image that the guest needs")
+                    raise ConfigError(f"{option}: {path} is an image that the guest needs")
 
         def lost(error: OSError) -> None:
             self.say(f"the console's output to {path} is lost: {error.strerror}")
 
-        return open_file(self._loop, path, on_output=watch.feed, on_lost=lost)
+        return open_file(self._loop, path, on_output=on_output, on_lost=lost)
 
     def _stdout_lost(self, error: OSError) -> None:
         """`pyvmm run | head`: when the reader has gone, so do we, as a filter would. A full file
@@ -296,8 +351,9 @@ class Supervisor:
             "b": Key("send a break (Linux: the SysRq key)", send_break),
         }
 
-    def _announce(self, name: str) -> None:
-        self.say(f"a serial port is at {name}")
+    def _announce(self, option: str, name: str) -> None:
+        what = "a serial port" if option == "--serial" else f"the {option.removeprefix('--')}"
+        self.say(f"{what} is at {name}")
 
     def _watch(self) -> ConsoleWatch:
         wanted = self._expectations
@@ -331,7 +387,7 @@ def _signals_blocked() -> Iterator[None]:
     """Threads started in here leave the signals to this one, the only one where Python acts on
     them: the kernel gives a signal to any thread that takes it, and waiting isn't interrupted by
     what another one got."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGCONT))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGCONT, signal.SIGWINCH))
     try:
         yield
     finally:

@@ -129,7 +129,7 @@ class SocketBackend:
         self._unsent = bytearray()
         self._blocked = False
         self._refused = False
-        self._closed = False
+        self._started = self._closed = False
         self._flush_timer = clock.timer(self._flush_due)
         self._accept_timer = clock.timer(self._listen)
 
@@ -138,6 +138,7 @@ class SocketBackend:
 
     def start(self) -> None:
         """Begin to accept clients."""
+        self._started = True
         self._loop.call(self._start)
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -154,9 +155,10 @@ class SocketBackend:
             if self._closed:
                 return
             self._closed = True
-            self._loop.unwatch(self._listener.fileno())
-            self._flush_timer.cancel()
-            self._accept_timer.cancel()
+            if self._started:
+                self._loop.unwatch(self._listener.fileno())
+                self._flush_timer.cancel()
+                self._accept_timer.cancel()
             if self._client is not None:
                 self._send_rest(self._client, timeout)
                 self._watch_client(0)

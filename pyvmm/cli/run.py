@@ -227,7 +227,7 @@ def _machine_config(options: dict[str, Any]) -> MachineConfig:
     disks = tuple(DiskConfig.parse(text) for text in options["disks"])
     console = None
     if options["console"] is not None or options["ports"]:
-        console = ConsoleConfig.parse(options["console"] or "", options["ports"])
+        console = ConsoleConfig.parse(options["console"], options["ports"])
     on_virtio = console is not None and console.place == "stdio"
     return MachineConfig(
         kernel=options["kernel"],

@@ -131,6 +131,8 @@ class ConsoleDevice(LoopDevice):
 
     def reset(self) -> None:
         with self.serving:
+            for port in self.ports:
+                self.guarded(port.drain)
             super().reset()
             self._messages.clear()
             for port in self.ports:
@@ -361,6 +363,15 @@ class ConsolePort:
         if used:
             queue.push_batch(used)
         return not blocked
+
+    def drain(self) -> bool:
+        """What the driver has handed over goes out before it is forgotten, as far as the backend
+        takes it: a guest's last words before it powers off."""
+        queue = self._device.queues[self._transmitq]
+        turns = QUEUE_SIZE if queue.ready else 0
+        while turns and self.transmit(queue):
+            turns -= 1
+        return False
 
     def _write(self, buffers: list[memoryview], end: int) -> bool:
         """Write the chain's bytes from ``_sent`` to ``end``; whether the backend is full."""
