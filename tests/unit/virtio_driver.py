@@ -1,5 +1,6 @@
-"""A virtio driver and the PC around it, for tests: it finds a device on the PCI bus, drives it
-through its registers and keeps the driver's side of the rings, as a guest would."""
+"""A virtio driver and the PC around it, for tests: it finds a device on the PCI bus or behind
+virtio-mmio, drives it through its registers and keeps the driver's side of the rings, as a guest
+would."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import queue
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unit.fakes import FakeMsi, FakeMsiVector, RecordingFaults
 
@@ -17,9 +19,12 @@ from pyvmm.devices.pci import ConfigPorts, PciBus
 from pyvmm.interrupts import IrqLine, SharedIrq
 from pyvmm.memory import GuestMemory
 from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.mmio_transport import VirtioMmio
 from pyvmm.virtio.pci_transport import VirtioPci
 
 MEMORY_SIZE = 16 << 20
+FIRST_FREE, FREE_SIZE = 0x10_0000, 0x20_0000
+"""Guest memory for the first driver's own use; the next one's is behind it."""
 TIMEOUT = 10.0
 """Seconds to wait for the device; only a bug lets it pass."""
 
@@ -49,6 +54,39 @@ COMMON = {
     "queue_notify_data": (0x38, 2),
     "queue_reset": (0x3A, 2),
 }
+# The registers of virtio-mmio (virtio 1.2, table 4.1).
+MMIO = {
+    "magic_value": 0x000,
+    "version": 0x004,
+    "device_id": 0x008,
+    "vendor_id": 0x00C,
+    "device_feature": 0x010,
+    "device_feature_select": 0x014,
+    "driver_feature": 0x020,
+    "driver_feature_select": 0x024,
+    "queue_select": 0x030,
+    "queue_num_max": 0x034,
+    "queue_size": 0x038,
+    "queue_enable": 0x044,
+    "queue_notify": 0x050,
+    "interrupt_status": 0x060,
+    "interrupt_ack": 0x064,
+    "device_status": 0x070,
+    "queue_desc": 0x080,
+    "queue_desc_high": 0x084,
+    "queue_driver": 0x090,
+    "queue_driver_high": 0x094,
+    "queue_device": 0x0A0,
+    "queue_device_high": 0x0A4,
+    "shm_select": 0x0AC,
+    "shm_len": 0x0B0,
+    "shm_len_high": 0x0B4,
+    "shm_base": 0x0B8,
+    "shm_base_high": 0x0BC,
+    "config_generation": 0x0FC,
+}
+MMIO_CONFIG = 0x100
+
 COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
 
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -84,14 +122,24 @@ class FakeDoorbells:
     """Implements ``bus.DoorbellController``; the test PC rings what is attached here."""
 
     def __init__(self) -> None:
-        self.attached: dict[int, tuple[int, int]] = {}
+        self.attached: dict[tuple[int, int | None], tuple[int, int]] = {}
+        """(address, value) → (length, eventfd)"""
 
-    def attach(self, address: int, length: int, eventfd: int) -> None:
-        assert address not in self.attached
-        self.attached[address] = (length, eventfd)
+    def attach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
+        assert (address, match) not in self.attached
+        self.attached[address, match] = (length, eventfd)
 
-    def detach(self, address: int, length: int, eventfd: int) -> None:
-        assert self.attached.pop(address) == (length, eventfd)
+    def detach(self, address: int, length: int, eventfd: int, match: int | None = None) -> None:
+        assert self.attached.pop((address, match)) == (length, eventfd)
+
+    def write(self, address: int, size: int, value: int) -> bool:
+        """A guest's store, if an eventfd is there to take it."""
+        for match in (None, value):
+            length, eventfd = self.attached.get((address, match), (-1, -1))
+            if length in (0, size):
+                os.eventfd_write(eventfd, 1)
+                return True
+        return False
 
 
 class ResetRegister(Device):
@@ -111,10 +159,16 @@ class ResetRegister(Device):
 
 
 class Pc:
-    """Memory, both buses and a PCI bus with ``devices`` on it."""
+    """Memory, both buses and a PCI bus with ``devices`` on it, or behind virtio-mmio."""
 
-    def __init__(self, *devices: VirtioDevice, doorbells: bool = False) -> None:
-        self.memory = GuestMemory(MEMORY_SIZE)
+    def __init__(
+        self,
+        *devices: VirtioDevice,
+        doorbells: bool = False,
+        transport: str = "pci",
+        memory: GuestMemory | None = None,
+    ) -> None:
+        self.memory = memory or GuestMemory(MEMORY_SIZE)
         self.faults = RecordingFaults()
         self.mmio = Bus("MMIO", MMIO_SPACE, self.faults)
         self.pio = Bus("port", PIO_SPACE, self.faults, flat=True)
@@ -127,24 +181,53 @@ class Pc:
         ports = ConfigPorts(self.pci, self.reset_register)
         self.pio.add(layout.PCI_CONFIG, 8, ports, "PCI configuration", max_size=4)
         self.mmio.add(layout.ECAM, layout.ECAM_SIZE, self.pci.ecam, "ECAM", max_size=4)
-        self.transports = [
-            VirtioPci(device, self.memory, self.msi, self.faults, self.doorbells)
-            for device in devices
-        ]
-        for transport in self.transports:
-            self.pci.add(transport)
+        self.transports: list[VirtioPci | VirtioMmio] = []
+        self.mmio_changes: list[queue.SimpleQueue[bool]] = []
+        for device in devices:
+            if transport == "mmio":
+                self._add_mmio(device)
+            else:
+                function = VirtioPci(device, self.memory, self.msi, self.faults, self.doorbells)
+                self.transports.append(function)
+                self.pci.add(function)
         self.pci.assign_bars()
+
+    def _add_mmio(self, device: VirtioDevice) -> None:
+        changes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        base = layout.virtio_mmio_slot(len(self.mmio_changes)).base
+        transport = VirtioMmio(
+            device, self.memory, IrqLine(changes.put), self.faults, self.doorbells, base
+        )
+        self.mmio.add(base, layout.VIRTIO_MMIO_SIZE, transport, "virtio-mmio")
+        self.mmio_changes.append(changes)
+        self.transports.append(transport)
 
     def _wire(self, number: int) -> IrqLine:
         return IrqLine(lambda level: self.intx_changes.put((number, level)))
 
     def write(self, address: int, size: int, value: int) -> None:
         """A guest's store: an ioeventfd takes it, or the bus."""
-        if self.doorbells is not None and address in self.doorbells.attached:
-            _, eventfd = self.doorbells.attached[address]
-            os.eventfd_write(eventfd, 1)
-        else:
+        if self.doorbells is None or not self.doorbells.write(address, size, value):
             self.mmio.write(address, size, value)
+
+    def driver(self, slot: int = 1) -> VirtioDriver:
+        """The driver of the device with that number, counted from 1."""
+        return MmioDriver(self, slot) if self.mmio_changes else VirtioDriver(self, slot)
+
+    def reset(self) -> None:
+        """A platform reset, as far as the devices are concerned."""
+        self.pci.reset()
+        for transport in self.transports:
+            transport.reset()
+
+    def save(self) -> list[dict[str, Any]]:
+        return [self.pci.save(), *(transport.save() for transport in self.transports)]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        self.pci.restore(state[0])
+        for transport, saved in zip(self.transports, state[1:], strict=True):
+            if isinstance(transport, VirtioMmio):
+                transport.restore(saved)
 
     def close(self) -> None:
         for transport in self.transports:
@@ -206,7 +289,7 @@ class VirtioDriver:
                 self.msix = offset
             elif identity == 0x09:
                 self._add_structure(offset)
-        self._free = 0x10_0000 + 0x20_0000 * (slot - 1)
+        self._free = FIRST_FREE + FREE_SIZE * (slot - 1)
         self.features = 0
 
     def _add_structure(self, offset: int) -> None:
@@ -240,10 +323,25 @@ class VirtioDriver:
         return self.get("device_status")
 
     def isr(self) -> int:
+        """The causes of interrupts so far, which takes them back."""
         return self.pc.mmio.read(self.structures[ISR_CFG].address, 1)
 
     def config(self, offset: int, size: int) -> int:
         return self.pc.mmio.read(self.structures[DEVICE_CFG].address + offset, size)
+
+    def ring(self, index: int) -> None:
+        """Write to the doorbell of queue ``index``."""
+        self.pc.write(self.doorbell(index), 2, index)
+
+    def doorbell(self, index: int) -> int:
+        notify = self.structures[NOTIFY_CFG]
+        self.set("queue_select", index)
+        return notify.address + notify.extra * self.get("queue_notify_off")
+
+    def wait_for_interrupt(self) -> bool:
+        """Sleep until the device interrupts by MSI; whether it is for the configuration, as
+        :meth:`enable_msix` has set it up."""
+        return self.pc.msi.sent.get(timeout=TIMEOUT)[1] == 1
 
     def offered(self) -> int:
         features = 0
@@ -310,6 +408,54 @@ class VirtioDriver:
         return ring
 
 
+class MmioDriver(VirtioDriver):
+    """Drives the device in virtio-mmio slot ``slot``, counted from 1."""
+
+    def __init__(self, pc: Pc, slot: int = 1) -> None:
+        self.pc = pc
+        self.base = layout.virtio_mmio_slot(slot - 1).base
+        self._changes = pc.mmio_changes[slot - 1]
+        self._free = FIRST_FREE + FREE_SIZE * (slot - 1)
+        self.features = 0
+
+    def get(self, name: str) -> int:
+        value = 0
+        if name in ("queue_size", "queue_msix_vector"):
+            return self.get("queue_num_max") if name == "queue_size" else NO_VECTOR
+        for shift, half in ((0, name), (32, f"{name}_high")):
+            if half in MMIO:
+                value |= self.pc.mmio.read(self.base + MMIO[half], 4) << shift
+        return value
+
+    def set(self, name: str, value: int) -> None:
+        for shift, half in ((0, name), (32, f"{name}_high")):
+            if half in MMIO:
+                self.pc.mmio.write(self.base + MMIO[half], 4, value >> shift & 0xFFFF_FFFF)
+
+    def isr(self) -> int:
+        causes = self.get("interrupt_status")
+        self.set("interrupt_ack", causes)
+        return causes
+
+    def config(self, offset: int, size: int) -> int:
+        return self.pc.mmio.read(self.base + MMIO_CONFIG + offset, size)
+
+    def ring(self, index: int) -> None:
+        self.pc.write(self.doorbell(index), 4, index)
+
+    def doorbell(self, index: int) -> int:
+        return self.base + MMIO["queue_notify"]
+
+    def wait_for_interrupt(self) -> bool:
+        """Sleep until the line is high; whether it is for the configuration, too."""
+        while not self._changes.get(timeout=TIMEOUT):
+            pass
+        return bool(self.isr() & 2)
+
+    def enable_msix(self, vectors: int = 2) -> None:
+        """There is but the line."""
+
+
 class DriverQueue:
     """The driver's side of a split virtqueue."""
 
@@ -374,13 +520,11 @@ class DriverQueue:
 
     @property
     def doorbell(self) -> int:
-        notify = self.driver.structures[NOTIFY_CFG]
-        self.driver.set("queue_select", self.index)
-        return notify.address + notify.extra * self.driver.get("queue_notify_off")
+        return self.driver.doorbell(self.index)
 
     def kick(self) -> None:
         """Ring, whether the device wants it or not."""
-        self.driver.pc.write(self.doorbell, 2, self.index)
+        self.driver.ring(self.index)
 
     def wants_interrupts(self, after: int = 0) -> None:
         """Interrupt me once ``after`` more chains than I have seen are used."""
@@ -403,12 +547,12 @@ class DriverQueue:
         return taken
 
     def wait(self, count: int = 1) -> list[tuple[int, int]]:
-        """Wait for ``count`` chains, sleeping until the device's MSI as a driver would."""
+        """Wait for ``count`` chains, sleeping until the device interrupts as a driver would."""
         taken: list[tuple[int, int]] = []
         while len(taken) < count:
             self.wants_interrupts()
             new = self.take()
             taken += new
             if not new:
-                self.driver.pc.msi.sent.get(timeout=TIMEOUT)
+                self.driver.wait_for_interrupt()
         return taken
