@@ -97,12 +97,26 @@ def test_a_shell_on_a_pipe(images: Images) -> None:
     assert ended.value("six times seven") == "42"
 
 
-def test_sigterm_ends_the_run(images: Images) -> None:
+def test_sigterm_shuts_the_guest_down(images: Images) -> None:
+    """By the power button, to which the guest's init listens."""
+    running = Running(boot_command(images.bzimage, *options(images, *job("echo up:", "shell"))))
+    running.read_until(b"# ")
+    running.process.terminate()
+    status, console, stderr = running.finish()
+    assert b"power button" in console
+    assert status == 0
+    assert "guest powered off" in stderr
+
+
+def test_a_second_sigterm_ends_the_run(images: Images) -> None:
     running = Running(boot_command(images.bzimage, *options(images, *job("echo up:", "hang"))))
     running.read_until(b"up:")
+    running.process.terminate()
+    assert running.process.stderr is not None
+    assert b"to shut down" in running.process.stderr.readline()
     start = time.monotonic()
     running.process.terminate()
     status, _, stderr = running.finish()
     assert status == 143
-    assert "SIGTERM" in stderr
+    assert "interrupted by SIGTERM" in stderr
     assert time.monotonic() - start < PROMPT_SOON

@@ -102,6 +102,8 @@ def test_the_terminal_is_restored_after_sigterm(images: Images) -> None:
     with terminal(images, *job("echo u''p", "hang")) as tty:
         tty.read_until(b"up")
         tty.process.send_signal(signal.SIGTERM)
+        tty.read_until(b"to shut down")
+        tty.process.send_signal(signal.SIGTERM)
         assert tty.finish() == 143
 
 
