@@ -1,4 +1,4 @@
-"""The disk as a guest's driver uses it: through PCI, rings and interrupts, onto a file."""
+"""The disk as a guest's driver uses it: through a transport, rings and interrupts, onto a file."""
 
 from __future__ import annotations
 
@@ -42,13 +42,21 @@ Buffer = tuple[int, int]
 class Disk:
     """A VM with one disk, and a driver that sends requests to it."""
 
-    def __init__(self, path: Path, *, readonly: bool = False, doorbells: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        readonly: bool = False,
+        doorbells: bool = True,
+        transport: str = "pci",
+    ) -> None:
         self.path = path
         self.image = DiskImage.open(str(path), readonly=readonly)
         self.io_errors: list[OSError] = []
         self.device = BlockDevice(self.image, "SER-1234", on_io_error=self.io_errors.append)
-        self.pc = Pc(self.device, doorbells=doorbells)
-        self.driver = VirtioDriver(self.pc)
+        self.transport = transport
+        self.pc = Pc(self.device, doorbells=doorbells, transport=transport)
+        self.driver = self.pc.driver()
         self.memory = self.pc.memory
         self.buffers = 0x80_0000
 
@@ -102,9 +110,9 @@ def path(tmp_path: Path) -> Path:
     return image
 
 
-@pytest.fixture
-def disk(path: Path) -> Iterator[Disk]:
-    disk = Disk(path)
+@pytest.fixture(params=["pci", "mmio"])
+def disk(request: pytest.FixtureRequest, path: Path) -> Iterator[Disk]:
+    disk = Disk(path, transport=request.param)
     disk.start()
     yield disk
     disk.close()
@@ -514,7 +522,7 @@ def test_pause_finishes_what_was_begun_and_resume_goes_on(
     status = disk.status()
     disk.ring.add([disk.header(IN)], [disk.buffer(512), status])
     disk.ring.kick()
-    state = disk.pc.pci.save()
+    state = disk.pc.save()
     assert disk.memory.read_u8(status[0]) == 0xEE
     disk.device.resume()
     disk.ring.wait(3 - done)
@@ -525,12 +533,12 @@ def test_pause_finishes_what_was_begun_and_resume_goes_on(
 def test_state_moves_to_another_machine(disk: Disk, path: Path) -> None:
     assert disk.send(OUT, 1, b"A" * 512)[0] == OK
     disk.device.pause()
-    state = disk.pc.pci.save()
+    state = disk.pc.save()
     memory = disk.memory.read(0, disk.memory.size)
     disk.image.close()
-    there = Disk(path)
+    there = Disk(path, transport=disk.transport)
     there.memory.write(0, memory)
-    there.pc.pci.restore(state)
+    there.pc.restore(state)
     there.ring = disk.ring
     there.ring.memory, there.ring.driver = there.memory, there.driver
     there.buffers = disk.buffers
@@ -560,7 +568,7 @@ def test_a_request_that_is_none_needs_a_reset(
 ) -> None:
     disk.ring.add([disk.buffer(n) for n in readable], [disk.buffer(n) for n in writable])
     disk.ring.kick()
-    assert disk.pc.msi.sent.get(timeout=TIMEOUT)[1] == 1, "the configuration vector"
+    assert disk.driver.wait_for_interrupt()
     assert disk.driver.status & NEEDS_RESET
     disk.start()
     assert disk.send(IN, 0, room=512)[0] == OK

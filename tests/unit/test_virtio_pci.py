@@ -450,8 +450,8 @@ def test_ioeventfds_are_there_while_the_driver_runs() -> None:
     driver = VirtioDriver(pc)
     ring = driver.start()
     assert pc.doorbells.attached == {
-        ring.doorbell: (0, echo.doorbells[0]),
-        ring.doorbell + 4: (0, echo.doorbells[1]),
+        (ring.doorbell, None): (0, echo.doorbells[0]),
+        (ring.doorbell + 4, None): (0, echo.doorbells[1]),
     }
     ring.kick()
     assert echo.rung(0) == 1
@@ -469,7 +469,9 @@ def test_ioeventfds_follow_the_bar() -> None:
     before = set(pc.doorbells.attached)
     old = driver.function.bar(4)
     driver.function.write(0x20, 4, 0xD000_0000)
-    assert set(pc.doorbells.attached) == {address - old + 0xD000_0000 for address in before}
+    assert set(pc.doorbells.attached) == {
+        (address - old + 0xD000_0000, None) for address, _ in before
+    }
     driver.function.write(0x04, 2, 0)
     assert pc.doorbells.attached == {}
     driver.function.write(0x04, 2, 2)
