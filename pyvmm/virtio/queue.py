@@ -155,10 +155,20 @@ class Virtqueue:
         view = self._memory.view
         low, low_end = self._low, self._low_end
         unpack = _DESCRIPTOR.unpack_from
+        table, entries = self._descriptors, self.size
+        if head < entries:
+            # A single buffer, as nearly all that network drivers offer for receiving. What is read
+            # here counts only if it is all there is to read.
+            address, length, flags, _ = unpack(table, head << 4)
+            if length and not flags & ~VIRTQ_DESC_F_WRITE:
+                end = address + length
+                buffer = low[address:end] if end <= low_end else view(address, length)
+                if flags:
+                    return Chain(head, [], 0, [buffer], length)
+                return Chain(head, [buffer], length, [], 0)
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         readable_bytes = writable_bytes = 0
-        table, entries = self._descriptors, self.size
         budget = entries
         index = head
         while index < entries:
