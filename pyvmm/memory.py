@@ -194,7 +194,9 @@ class GuestMemory:
         purpose."""
         view = self.view(gpa, length)
         if self._stays_allocated:
-            view[:] = bytes(length)
+            for start in range(0, length, MIB):
+                piece = view[start : start + MIB]
+                piece[:] = bytes(len(piece))
             return
         head = min(-gpa % PAGE_SIZE, length)
         pages = (length - head) & -PAGE_SIZE
