@@ -105,6 +105,19 @@ def test_the_madt_lists_the_interrupt_controllers(cpus: int) -> None:
     assert [e[2:] for e in entries if e[0] == 4] == [bytes((0xFF, 0, 0, 1))]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_interrupts_of_virtio_mmio_are_levels(named: bool) -> None:
+    slots = [layout.virtio_mmio_slot(number) for number in range(20)]
+    tables = acpi.build(cpus=1, virtio_mmio=slots, virtio_mmio_named=named)
+    entries = madt_entries(follow(tables)["APIC"])
+    overrides = {e[3]: struct.unpack("<IH", e[4:]) for e in entries if e[0] == 2}
+    used_otherwise = {0, 1, 2, 3, 4, 8, 9, 12, 13}
+    levels = set(overrides) - {0, 9}
+    assert levels == set(range(16)) - used_otherwise
+    assert all(overrides[irq] == (irq, 0b1101) for irq in levels)
+    assert (b"LNRO0005" in follow(tables)["DSDT"]) == named
+
+
 def test_mcfg_has_bus_0() -> None:
     mcfg = follow(acpi.build(cpus=1))["MCFG"]
     assert struct.unpack("<QHBB4x", mcfg[44:]) == (layout.ECAM, 0, 0, 0)
@@ -182,6 +195,16 @@ def test_the_dsdt_has_the_devices_that_were_asked_for(tmp_path: Path) -> None:
     assert devices[:6] == ["PCI0", "MRES", "KBD", "MOU", "RTC", "PEVT"]
     assert devices[6:13] == ["COM1", "COM2", "COM3", "COM4", "VM00", "VM01", "VM02"]
     assert len(devices) == 13 + 64
+    mmio = re.findall(r"Device \(VM.*?\n        }", text, re.DOTALL)
+    for number, device in enumerate(mmio):
+        slot = layout.virtio_mmio_slot(number)
+        assert '_HID, "LNRO0005"' in device
+        assert re.search(rf"_UID, ({('Zero', 'One', '0x02')[number]})", device)
+        assert f"0x{slot.base:08X}" in device
+        assert f"0x{slot.size:08X}" in device
+        assert "Interrupt (ResourceConsumer, Level, ActiveHigh, Shared" in device
+        assert f"0x{slot.gsi:08X}," in device
+    assert len(mmio) == 3
     assert re.search(r"_S5, Package \(0x04\).*?\{\s*0x05,\s*0x05,", text, re.DOTALL)
 
 

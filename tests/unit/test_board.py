@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from unit.fakes import FakeClock, FakeMsi, FakeReactor
+from unit.virtio_echo import Echo
 
 from pyvmm import layout
 from pyvmm.backends.character import NullBackend
@@ -16,7 +17,7 @@ from pyvmm.backends.disk import DiskImage
 from pyvmm.board import Board, Requests, Wiring
 from pyvmm.config import BalloonConfig, DiskConfig, RngConfig
 from pyvmm.devices.pci import PciBus
-from pyvmm.errors import GuestFaults
+from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.interrupts import IrqLine
 from pyvmm.memory import MIB, GuestMemory
 
@@ -103,6 +104,53 @@ def test_wishes(bench: Bench, port: int, size: int, value: int, wish: str) -> No
 def test_a_loaded_crash_kernel_is_no_end(bench: Bench) -> None:
     bench.board.pio.write(layout.PVPANIC, 1, 2)
     assert bench.wishes == []
+
+
+def test_virtio_mmio_devices_have_slots_and_share_interrupts(bench: Bench) -> None:
+    """Eight devices have seven interrupts: the first and the last share one."""
+    for _ in range(8):
+        bench.board.plug(Echo(), "mmio")
+    assert bench.board.mmio_slots == [layout.virtio_mmio_slot(number) for number in range(8)]
+    isa_irqs = [slot.gsi for slot in bench.board.mmio_slots]
+    assert isa_irqs[0] == isa_irqs[7]
+    assert len(set(isa_irqs)) == 7
+    first, last = bench.board.mmio_slots[0].base, bench.board.mmio_slots[7].base
+    read, write = bench.board.mmio.read, bench.board.mmio.write
+    for base in (first, last):
+        assert read(base, 4) == 0x7472_6976
+        assert read(base + 0x200 - 4, 4) == 0
+        write(base + 0x24, 4, 1)
+        write(base + 0x20, 4, 1)  # VERSION_1
+        for status in (1, 3, 11, 15):
+            write(base + 0x70, 4, status)
+    for device in (bench.board.virtio[0].device, bench.board.virtio[7].device):
+        device.config_changed()
+    assert bench.levels[isa_irqs[0]] is True
+    write(first + 0x64, 4, 2)
+    assert bench.levels[isa_irqs[0]] is True
+    write(last + 0x64, 4, 2)
+    assert bench.levels[isa_irqs[0]] is False
+
+
+def test_transports_can_be_mixed(bench: Bench) -> None:
+    bench.board.plug(Echo())
+    bench.board.plug(Echo(), "mmio")
+    bench.board.plug(Echo(), "pci")
+    assert [type(transport).__name__ for transport in bench.board.virtio] == [
+        *("VirtioPci", "VirtioMmio", "VirtioPci")
+    ]
+    bench.board.virtio[1].session.write_status(1)
+    bench.board.reset()
+    assert bench.board.virtio[1].session.status == 0
+
+
+def test_virtio_mmio_can_be_full(bench: Bench) -> None:
+    for _ in range(layout.VIRTIO_MMIO_SLOTS):
+        bench.board.plug(Echo(), "mmio")
+    too_many = Echo()
+    with pytest.raises(ConfigError, match="no room"):
+        bench.board.plug(too_many, "mmio")
+    too_many.close()
 
 
 def test_com1_and_com3_share_irq_4(bench: Bench) -> None:

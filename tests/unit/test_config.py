@@ -73,6 +73,25 @@ def test_a_formatted_size_reads_back(size: int) -> None:
     assert parse_size(text.replace(" bytes", "B").replace(" ", ""), "--memory") == size
 
 
+class TestTransport:
+    def test_the_devices_or_else_the_machines(self) -> None:
+        disks = tuple(
+            DiskConfig.parse(text)
+            for text in ("a,transport=mmio", "b", "c,transport=pci", "d,transport=mmio")
+        )
+        assert [disk.transport for disk in disks] == ["mmio", "", "pci", "mmio"]
+        assert MachineConfig(kernel="k", disks=disks).mmio_devices == 2
+        assert MachineConfig(kernel="k", disks=disks, transport="mmio").mmio_devices == 3
+        assert MachineConfig(kernel="k", transport="mmio").mmio_devices == 0
+
+    @pytest.mark.parametrize("text", ["isa", "PCI", "mmio ", "pci|mmio"])
+    def test_there_are_but_two(self, text: str) -> None:
+        with pytest.raises(ConfigError, match=r"--disk a: transport .* is none of pci, mmio"):
+            DiskConfig.parse(f"a,transport={text}")
+        with pytest.raises(ConfigError, match="--transport"):
+            MachineConfig(kernel="k", transport=text)
+
+
 class TestDisk:
     def test_a_path_alone(self) -> None:
         assert DiskConfig.parse("disk.raw") == DiskConfig("disk.raw", False, "")

@@ -3,8 +3,7 @@ doorbells, and a guest that writes anything anywhere."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -27,59 +26,10 @@ from unit.virtio_driver import (
     Pc,
     VirtioDriver,
 )
+from unit.virtio_echo import CONFIG, TYPE_FEATURES, Echo
 
 from pyvmm import layout
 from pyvmm.virtio.device import DeviceId, VirtioDevice
-from pyvmm.virtio.queue import Virtqueue, VirtqueueError
-
-TYPE_FEATURES = 1 << 3 | 1 << 5
-CONFIG = bytes(range(0x10, 0x1C))
-
-
-class Echo(VirtioDevice):
-    """A device type for tests: two queues, served where the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__(DeviceId.CONSOLE, TYPE_FEATURES, (16, 4), CONFIG)
-        self.active: Sequence[Virtqueue] | None = None
-        self.features_seen = 0
-        self.resets = 0
-        self.config_writes: list[tuple[int, int, int]] = []
-
-    def activate(self, queues: Sequence[Virtqueue], features: int) -> None:
-        assert self.active is None
-        self.active, self.features_seen = queues, features
-
-    def reset(self) -> None:
-        self.active = None
-        self.resets += 1
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        self.config_writes.append((offset, size, value))
-
-    def rung(self, index: int) -> int:
-        """How often queue ``index``'s doorbell has been rung since the last call."""
-        os.eventfd_write(self.doorbells[index], 1)
-        return os.eventfd_read(self.doorbells[index]) - 1
-
-    def serve(self, index: int = 0) -> int:
-        """Hand back whatever is available; how much that was."""
-        assert self.active is not None
-        queue = self.active[index]
-        try:
-            chains = queue.pop_batch(16)
-        except VirtqueueError as error:
-            self.fail(error)
-            return 0
-        if chains:
-            queue.push_batch([(chain.head, chain.writable_bytes) for chain in chains])
-        return len(chains)
 
 
 @pytest.fixture
