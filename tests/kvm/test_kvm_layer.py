@@ -19,7 +19,7 @@ from pyvmm.boot.entry import EntryState
 from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm import Kvm, Vcpu, Vm
 from pyvmm.kvm.cpuid import guest_cpuid
-from pyvmm.kvm.irqchip import InterruptRouter
+from pyvmm.kvm.irqchip import InterruptRouter, KvmDoorbells
 from pyvmm.kvm.vcpu import install_kick_handler
 from pyvmm.memory import MIB, PAGE_SIZE, GuestMemory
 from pyvmm.vcpu import MISC_ENABLE_FAST_STRINGS, MSR_MISC_ENABLE, enter, prepare
@@ -387,6 +387,23 @@ class TestDoorbells:
         assert [machine.next_out(), machine.next_out()] == [6, 8]
         assert os.eventfd_read(eventfd) == 1
         os.close(eventfd)
+
+    def test_several_in_one_place(self, machine: TinyMachine) -> None:
+        """As virtio-mmio has them: the value says whose."""
+        eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
+        doorbells = KvmDoorbells(machine.vm)
+        for value, eventfd in enumerate(eventfds):
+            doorbells.attach(NO_MEMORY + 8, 4, eventfd, value)
+        doorbells.detach(NO_MEMORY + 8, 4, eventfds[2], 2)
+        doorbells.attach(NO_MEMORY + 8, 4, eventfds[2], 5)
+        machine.load(
+            f"mov ax, {NO_MEMORY >> 4}; mov ds, ax; xor eax, eax; mov [8], eax; inc eax;"
+            " mov [8], eax; mov [8], eax; mov al, 5; mov [8], eax; mov al, 3; out 0x80, al; hlt"
+        )
+        assert machine.next_out() == 3
+        assert [os.eventfd_read(eventfd) for eventfd in eventfds] == [1, 2, 1]
+        for eventfd in eventfds:
+            os.close(eventfd)
 
     def test_detached(self, machine: TinyMachine) -> None:
         eventfd = os.eventfd(0, os.EFD_NONBLOCK)
