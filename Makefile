@@ -60,6 +60,10 @@ guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.vmlinux cloud
 	@$(VENV)/python -m guests.memtest
 	@$(VENV)/python -m guests.initramfs cloud
+	@$(VENV)/python -m guests.initramfs cloud --name memory \
+	    --module virtio_rng --module virtio_balloon
+	@$(VENV)/python -m guests.initramfs cloud --name sockets --program vsock \
+	    --module virtio_console --module vmw_vsock_virtio_transport
 	@$(VENV)/python -m guests.disk
 
 bench: setup  ## measure

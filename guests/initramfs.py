@@ -2,22 +2,28 @@
 
 ``python3 -m guests.initramfs [FLAVOUR]`` makes ``build/initramfs/FLAVOUR.cpio.gz`` (the default:
 cloud) and prints its path. It also starts kernels without those modules; it then uses what they
-have built in. The flavour ``none`` has no modules at all.
+have built in. The flavour ``none`` has no modules at all. ``--module`` and ``--program`` add to it.
 """
 
 import argparse
 import gzip
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from guests import artefacts, busybox, cpio, debian, kernel
+from guests import artefacts, busybox, cpio, debian, kernel, programs
 
 INIT = artefacts.PROJECT / "guests/init"
 ROOT = artefacts.PROJECT / "guests/root"
 MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "button", "evdev"]
 
 
-def build(flavour: str = "cloud", modules: list[str] = MODULES, name: str | None = None) -> Path:
+def build(
+    flavour: str = "cloud",
+    modules: list[str] = MODULES,
+    name: str | None = None,
+    extra: Sequence[str] = (),
+) -> Path:
     """Make the initramfs for a kernel flavour unless it is fresh; return its path."""
     program = busybox.build()
     files = []
@@ -25,7 +31,8 @@ def build(flavour: str = "cloud", modules: list[str] = MODULES, name: str | None
         kernel.build(flavour)
         files = kernel.module_files(flavour, modules)
     target = artefacts.BUILD / "initramfs" / f"{name or flavour}.cpio.gz"
-    sources = [Path(__file__), Path(cpio.__file__), INIT, ROOT, program, *files]
+    extras = [programs.build(each) for each in extra]
+    sources = [Path(__file__), Path(cpio.__file__), INIT, ROOT, program, *files, *extras]
     inputs = artefacts.digest(sources, flavour)
     with artefacts.lock():
         if not artefacts.is_fresh(target, inputs):
@@ -34,6 +41,8 @@ def build(flavour: str = "cloud", modules: list[str] = MODULES, name: str | None
                 archive.file("init", INIT.read_bytes(), 0o755)
                 archive.tree(ROOT)
                 add_busybox(archive, program)
+                for each in extras:
+                    archive.file(f"usr/bin/{each.name}", each.read_bytes(), 0o755)
                 if files:
                     add_modules(archive, files, kernel.release(flavour))
                 unfinished.write_bytes(gzip.compress(bytes(archive), mtime=0))
@@ -66,10 +75,12 @@ def main() -> None:
         "flavour", nargs="?", default="cloud", choices=[*kernel.METAPACKAGES, "none"]
     )
     parser.add_argument("--module", action="append", default=[], help="one more; repeatable")
+    parser.add_argument("--program", action="append", default=[], help="of guests/programs, too")
     parser.add_argument("--name", help="of the file, if not the flavour's")
     options = parser.parse_args()
     try:
-        print(build(options.flavour, MODULES + options.module, options.name))
+        modules = MODULES + options.module
+        print(build(options.flavour, modules, options.name, options.program))
     except debian.PackageError as error:
         sys.exit(f"guests: {error}")
 

@@ -251,6 +251,7 @@ class Board:
         names = [port.name for port in config.ports]
         self.console = ConsoleDevice(
             self._wiring.reactor,
+            self._wiring.clock,
             self._wiring.faults,
             console,
             list(zip(names, ports, strict=True)),

@@ -20,7 +20,7 @@ from typing import Any
 
 from pyvmm.backends.character import CharacterBackend, NullBackend
 from pyvmm.errors import GuestFaults
-from pyvmm.eventloop import Reactor
+from pyvmm.eventloop import Clock, Reactor
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
@@ -32,6 +32,10 @@ PIECE = 64 * 1024
 """Output offered to the backend at a time; a chain may be as large as guest memory."""
 
 CONTROL_RECEIVEQ, CONTROL_TRANSMITQ = 2, 3
+
+FIRST_REMINDER_NS, LAST_REMINDER_NS = 10_000_000, 10_000_000_000
+"""When the driver is told again that the console has a size. Linux looks at the configuration
+space only when it changes, and forgets what it saw if it hasn't made its console yet."""
 
 BREAK = b"\x0f"
 """Ctrl-O: there is no break condition on this line, and Linux's hvc console takes this for it."""
@@ -74,6 +78,7 @@ class ConsoleDevice(LoopDevice):
     def __init__(
         self,
         loop: Reactor,
+        clock: Clock,
         faults: GuestFaults,
         console: CharacterBackend | None,
         ports: Sequence[tuple[str, CharacterBackend]] = (),
@@ -90,6 +95,9 @@ class ConsoleDevice(LoopDevice):
         super().__init__(loop, DeviceId.CONSOLE, features, (QUEUE_SIZE,) * queues, config)
         self.faults = faults
         self.size = size
+        self._clock = clock
+        self._reminder = clock.timer(self._remind) if size is not None else None
+        self._reminder_ns = 0
         # The messages for the driver that wait for a buffer. A later one replaces an earlier one
         # of its kind, so there is an end to them however slow the driver is.
         self._messages: dict[tuple[int, int], bytes] = {}
@@ -125,7 +133,26 @@ class ConsoleDevice(LoopDevice):
 
     # Life.
 
+    def started(self) -> None:
+        self._reminder_ns = FIRST_REMINDER_NS
+        self._set_reminder()
+
+    def _set_reminder(self) -> None:
+        wanted = self.negotiated & ConsoleFeature.SIZE and not self.multiport
+        if self._reminder is not None and wanted:
+            self._reminder.arm(self._clock.now_ns() + self._reminder_ns)
+
+    def _remind(self) -> None:
+        with self.serving:
+            if self.running:
+                self.config_changed()
+                self._reminder_ns *= 2
+                if self._reminder_ns <= LAST_REMINDER_NS:
+                    self._set_reminder()
+
     def stopped(self) -> None:
+        if self._reminder is not None:
+            self._reminder.cancel()
         for port in self.ports:
             port.stopped()
 

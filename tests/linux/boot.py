@@ -17,6 +17,8 @@ class Images(NamedTuple):
     bzimage: Path
     vmlinux: Path
     initrd: Path
+    memory_initrd: Path
+    sockets_initrd: Path
     memtest_64: Path
     memtest_32: Path
 

@@ -19,6 +19,8 @@ def images() -> Images:
         bzimage=built(kernel.directory("cloud") / "vmlinuz"),
         vmlinux=built(vmlinux.path("cloud")),
         initrd=built(artefacts.BUILD / "initramfs/cloud.cpio.gz"),
+        memory_initrd=built(artefacts.BUILD / "initramfs/memory.cpio.gz"),
+        sockets_initrd=built(artefacts.BUILD / "initramfs/sockets.cpio.gz"),
         memtest_64=built(memtest.KERNEL_64),
         memtest_32=built(memtest.KERNEL_32),
     )
