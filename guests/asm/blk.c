@@ -4,6 +4,7 @@
  *
  *   virtio_mmio.device=SIZE@BASE:IRQ  as for Linux
  *   intx      with PCI: interrupts by INTA and the IOAPIC instead of MSI-X
+ *   edge      with MMIO: take the interrupt line's edges, not its level
  *   readonly  the disk is: a write must fail, and none is tried otherwise
  *   hold      after the flush print `flushed` and stand still, for the test to kill the VMM
  *

@@ -72,9 +72,9 @@ INTERRUPT_HANDLER(on_interrupt)
 
 static void set_up_interrupts(const uint8_t *zero_page)
 {
-    (void)zero_page;
     set_handler(QUEUE_VECTOR, on_interrupt);
-    io_apic_route(irq, QUEUE_VECTOR | IO_APIC_LEVEL, apic_id());
+    io_apic_route(irq, QUEUE_VECTOR | (command_line_has(zero_page, "edge") ? 0 : IO_APIC_LEVEL),
+                  apic_id());
 }
 
 static unsigned queue_size(void)

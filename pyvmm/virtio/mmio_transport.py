@@ -153,7 +153,7 @@ class VirtioMmio(Device):
 
     def read(self, offset: int, size: int) -> int:
         if offset >= Register.CONFIG:
-            return self.device.read_config(offset - Register.CONFIG, size)
+            return self._read_config(offset - Register.CONFIG, size)
         register = self._readable.get(offset)
         if register is None or size != REGISTER_SIZE:
             self._faults.report("virtio-mmio: bad read", "%d bytes at %#x", size, offset)
@@ -170,12 +170,21 @@ class VirtioMmio(Device):
             return
         register(value)
 
-    def _write_config(self, offset: int, size: int, value: int) -> None:
+    # 64-bit fields are accessed in halves (4.2.2.2): device types know no wider access.
+
+    def _read_config(self, offset: int, size: int) -> int:
+        read = self.device.read_config
         if size <= REGISTER_SIZE:
-            self.device.write_config(offset, size, value)
-        else:  # 64-bit fields are written in halves (4.2.2.2)
-            self.device.write_config(offset, 4, value & 0xFFFF_FFFF)
-            self.device.write_config(offset + 4, 4, value >> 32)
+            return read(offset, size)
+        return read(offset, REGISTER_SIZE) | read(offset + REGISTER_SIZE, REGISTER_SIZE) << 32
+
+    def _write_config(self, offset: int, size: int, value: int) -> None:
+        write = self.device.write_config
+        if size <= REGISTER_SIZE:
+            write(offset, size, value)
+        else:
+            write(offset, REGISTER_SIZE, value & 0xFFFF_FFFF)
+            write(offset + REGISTER_SIZE, REGISTER_SIZE, value >> 32)
 
     def _set_queue_ready(self, value: int) -> None:
         if value == 1:

@@ -47,10 +47,12 @@ def test_reads_and_writes(guests: Path, image: Path, interrupts: str) -> None:
     assert image.read_bytes() == AFTER
 
 
-def test_virtio_mmio(guests: Path, image: Path) -> None:
+@pytest.mark.parametrize("trigger", ["level", "edge"])
+def test_virtio_mmio(guests: Path, image: Path, trigger: str) -> None:
     ended = run(
         guests / "blk",
         *("--transport", "mmio", "--mmio-cmdline", "--disk", f"{image},serial=spindle 8"),
+        append=trigger,
     )
     ended.check()
     assert ended.value("serial") == "spindle 8"

@@ -39,6 +39,10 @@ class Echo(VirtioDevice):
     def resume(self) -> None:
         self.paused = False
 
+    def read_config(self, offset: int, size: int) -> int:
+        assert size in (1, 2, 4)
+        return super().read_config(offset, size)
+
     def write_config(self, offset: int, size: int, value: int) -> None:
         self.config_writes.append((offset, size, value))
 
