@@ -63,7 +63,7 @@ GUESTS = {
     "ring3": (FLAT, "modes.S ring3.c console.c interrupts.c"),
     "exits": (FLAT, "modes.S exits.S"),
     "at_once": (PVH, "at_once.S"),
-    "bench": (PVH_64, "modes.S bench.c virtio.c pci.c boot.c console.c"),
+    "bench": (PVH_64, "modes.S bench.c bench_disk.c bench_net.c virtio.c pci.c boot.c console.c"),
 }
 
 

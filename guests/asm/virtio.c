@@ -170,8 +170,8 @@ void virtio_queue(struct virtio_device *device, struct virtqueue *queue, unsigne
     queue->available[1] = 0;
     queue->used[0] = 0;
     queue->event_idx = device->features & VIRTIO_F_EVENT_IDX;
-    store16(registers + (device->mmio ? MMIO_QUEUE_SEL : PCI_QUEUE_SELECT), number);
     if (device->mmio) {
+        store32(registers + MMIO_QUEUE_SEL, number);
         queue->size = at_most(load32(registers + MMIO_QUEUE_NUM_MAX));
         store32(registers + MMIO_QUEUE_NUM, queue->size);
         set_address(registers + MMIO_QUEUE_DESC, queue->descriptors);
@@ -180,6 +180,7 @@ void virtio_queue(struct virtio_device *device, struct virtqueue *queue, unsigne
         store32(registers + MMIO_QUEUE_READY, 1);
         queue->doorbell = registers + MMIO_QUEUE_NOTIFY;
     } else {
+        store16(registers + PCI_QUEUE_SELECT, number);
         queue->size = at_most(load16(registers + PCI_QUEUE_SIZE));
         store16(registers + PCI_QUEUE_SIZE, queue->size);
         store16(registers + PCI_QUEUE_MSIX_VECTOR, NO_VECTOR);

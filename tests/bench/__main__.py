@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import exits, footprint, guest, startup
+from tests.bench import exits, footprint, guest, net, startup
 from tests.bench.table import Row, render, to_json
 from tests.bench.vmm import BenchError
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "exits": guest.exits,
     "start": startup.startup,
     "disk": guest.disk,
+    "net": net.net,
     "footprint": footprint.footprint,
 }
 

@@ -65,6 +65,7 @@ def _qemu(machine: str, bus: str, more: str, guest: Guest) -> list[str]:
     words += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
     words += ["-kernel", str(guest.kernel), "-append", guest.append]
     modern = ",disable-legacy=on" if bus == "pci" else ""
+    no_rom = ",romfile=" if bus == "pci" else ""
     if guest.initrd:
         words += ["-initrd", str(guest.initrd)]
     if guest.disk:
@@ -72,7 +73,7 @@ def _qemu(machine: str, bus: str, more: str, guest: Guest) -> list[str]:
         words += ["-device", f"virtio-blk-{bus},drive=disk{modern}"]
     if guest.tap:
         words += ["-netdev", f"tap,id=net,ifname={guest.tap},script=no,downscript=no,vhost=off"]
-        words += ["-device", f"virtio-net-{bus},netdev=net,mac={guest.mac}{modern}"]
+        words += ["-device", f"virtio-net-{bus},netdev=net,mac={guest.mac}{modern}{no_rom}"]
     return words
 
 
