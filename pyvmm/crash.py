@@ -16,7 +16,7 @@ from pyvmm.kvm._kvm import lib
 from pyvmm.kvm.system import host_has_hardware_kvm
 from pyvmm.kvm.vcpu import ExitRecord, Vcpu
 from pyvmm.memory import GuestMemory
-from pyvmm.vcpu import EXIT_REASONS, MMIO_DETAIL, PIO_DETAIL, GuestCrash
+from pyvmm.vcpu import EXIT_REASONS, MMIO_DETAIL, PIO_DETAIL, RESET_VECTOR, GuestCrash
 
 LAST_EXITS = 3
 """How many exits are shown of a vCPU that merely was stopped."""
@@ -32,7 +32,6 @@ MP_STATES = {
     lib.KVM_MP_STATE_HALTED: "halted",
 }
 EFER_LMA = 1 << 10  # long mode is active
-RESET_VECTOR = 0xFFFF_FFF0
 LOST_REGISTERS = (
     "these are the registers after a reset: AMD-V doesn't keep those of a triple fault, so only the"
     " last exits tell where it was"

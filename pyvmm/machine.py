@@ -42,7 +42,7 @@ from pyvmm.kvm.irqchip import InterruptRouter, KvmDoorbells
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
 from pyvmm.threads import usable_cpus
-from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, enter, prepare
+from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, enter, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -431,9 +431,13 @@ class Machine:
         return tuple(line for vcpu in vcpus for line in whereabouts(vcpu, pio, mmio))
 
     def _crashed(self, thread: VcpuThread, crash: GuestCrash) -> None:
-        if isinstance(crash, TripleFault) and self.config.on_reboot == "restart":
-            self.faults.report("triple fault, which resets the machine")
-            self.reset()
+        if isinstance(crash, TripleFault):
+            if self.config.on_reboot == "restart":
+                self.faults.report("triple fault, which resets the machine")
+                self.reset()
+                return
+        elif at_reset_vector(thread.vcpu):
+            self.press_reset_button()  # an INIT to the boot CPU; firmware would boot again
             return
         from pyvmm.crash import explain  # only now: most machines never crash
 

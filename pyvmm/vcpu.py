@@ -18,6 +18,7 @@ from typing import Any
 
 from pyvmm.boot.entry import EntryState
 from pyvmm.bus import Bus
+from pyvmm.errors import KvmError
 from pyvmm.kvm._kvm import lib
 from pyvmm.kvm.ioctl import check
 from pyvmm.kvm.vcpu import Vcpu, install_kick_handler
@@ -283,6 +284,8 @@ def _mmio_handler(page: memoryview, bus: Bus) -> Callable[[], None]:
     return handle
 
 
+RESET_VECTOR = 0xFFFF_FFF0
+
 MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS = 0x1A0, 1 << 0
 MSR_MTRR_DEF_TYPE, MTRR_ENABLE, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
 
@@ -297,6 +300,14 @@ def prepare(vcpu: Vcpu) -> None:
     msrs = vcpu.get_msrs([MSR_MISC_ENABLE])
     msrs = {index: value | MISC_ENABLE_FAST_STRINGS for index, value in msrs.items()}
     vcpu.set_msrs({**msrs, MSR_MTRR_DEF_TYPE: MTRR_ENABLE | MTRR_WRITE_BACK})
+
+
+def at_reset_vector(vcpu: Vcpu) -> bool:
+    """Whether the vCPU is where a CPU starts after RESET or INIT (SDM volume 3, section 9.1.4)."""
+    try:
+        return bool(vcpu.get_sregs()["cs"]["base"] + vcpu.get_regs()["rip"] == RESET_VECTOR)
+    except KvmError:
+        return False  # nobody can tell
 
 
 def enter(vcpu: Vcpu, entry: EntryState) -> None:

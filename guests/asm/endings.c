@@ -1,6 +1,7 @@
 /*
  * The many ways in which a guest ends, or doesn't. The command line names one.
  */
+#include "apic.h"
 #include "boot.h"
 #include "console.h"
 
@@ -27,6 +28,13 @@ static void reset_by_acpi(void)
     check("FADT has a reset register", *(const uint32_t *)(fadt + 112) & 1 << 10);
     check_equal("which is a port", fadt[116], 1);
     outb(*(const uint64_t *)(fadt + 120), fadt[128]);
+}
+
+/* The boot CPU goes to the reset vector, as after the chipset's "soft reset". */
+static void init_boot_cpu(void)
+{
+    apic_send(apic_id(), ICR_INIT);
+    stand_still();
 }
 
 static void fault_thrice(void)
@@ -123,6 +131,7 @@ static const struct {
     { "i8042-reset", reset_by_i8042 },
     { "chipset-reset", reset_by_chipset },
     { "acpi-reset", reset_by_acpi },
+    { "init", init_boot_cpu },
     { "triple-fault", fault_thrice },
     { "popcnt", run_what_software_kvm_lacks },
     { "panic-reboot", panic_and_reboot },

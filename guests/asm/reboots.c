@@ -163,6 +163,14 @@ static void by_acpi(void)
     outb(*(const uint64_t *)(fadt + 120), fadt[128]);
 }
 
+/* To the boot CPU: it goes to the reset vector. */
+static void by_init(void)
+{
+    apic_send(apic_id(), ICR_INIT);
+    for (;;)
+        __asm__ volatile("pause");
+}
+
 static void by_triple_fault(void)
 {
     static const struct __attribute__((packed)) {
@@ -176,8 +184,12 @@ static const struct {
     const char *name;
     void (*reboot)(void);
 } ways[] = {
-    { "i8042", by_i8042 },     { "port-a", by_port_a },          { "chipset", by_chipset },
-    { "acpi", by_acpi },       { "triple-fault", by_triple_fault },
+    { "i8042", by_i8042 },
+    { "port-a", by_port_a },
+    { "chipset", by_chipset },
+    { "acpi", by_acpi },
+    { "triple-fault", by_triple_fault },
+    { "init", by_init },
 };
 
 void guest_main(const uint8_t *zero_page_);

@@ -32,7 +32,7 @@ def test_power_off(guests: Path) -> None:
     assert re.fullmatch(r"pyvmm: guest powered off after \d+\.\d\d s", last_line(ended.stderr))
 
 
-@pytest.mark.parametrize("reset", ["i8042-reset", "chipset-reset", "acpi-reset"])
+@pytest.mark.parametrize("reset", ["i8042-reset", "chipset-reset", "acpi-reset", "init"])
 def test_reset(guests: Path, reset: str) -> None:
     ended = run(guests / "endings", append=reset)
     assert ended.status == 0

@@ -40,14 +40,14 @@ def disk(tmp_path: Path) -> Path:
 def test_every_way_twice(guests: Path, disk: Path, cpus: int) -> None:
     """The guest leaves traces in memory, devices and CPUs, and finds none in the next boot. With
     two CPUs the other one is running at each reset."""
-    append = "reboots=10" + (" smp" if cpus > 1 else "")
+    append = "reboots=12" + (" smp" if cpus > 1 else "")
     options = (*RESTART, "--cpus", str(cpus), "--disk", str(disk), "--memory", "64M")
     ended = run(guests / "reboots", *options, append=append)
     ended.check()
     assert [line for line in ended.lines if line.startswith("boot: ")] == [
-        f"boot: {boot}" for boot in range(11)
+        f"boot: {boot}" for boot in range(13)
     ]
-    assert "guest powered off after 10 reboots and " in ended.stderr
+    assert "guest powered off after 12 reboots and " in ended.stderr
     assert ended.stderr.count("triple fault, which resets the machine") == 1
 
 
