@@ -340,8 +340,9 @@ class VirtioPci(PciFunction):
     def _interrupt(self, vector: int, cause: int) -> None:
         if not self._vectors.enabled:
             with self._isr_update:
-                self._isr |= cause
-                self.set_intx(True)
+                if self.session.running:  # or else nobody is there who would acknowledge it
+                    self._isr |= cause
+                    self.set_intx(True)
         elif vector != NO_VECTOR:
             self._vectors.fire(vector)
 

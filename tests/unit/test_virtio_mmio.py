@@ -229,19 +229,6 @@ def test_a_reset_lowers_the_line(pc: Pc, driver: MmioDriver, echo: Echo, how: st
     assert driver.get("interrupt_status") == 0
 
 
-def test_without_a_driver_nothing_interrupts(pc: Pc, driver: MmioDriver, echo: Echo) -> None:
-    ring = driver.start()
-    queue = echo.active[0] if echo.active else None
-    ring.add([], [(0x8000, 4)])
-    driver.reset()
-    echo.config_changed()
-    assert queue is not None
-    queue._interrupt()  # a device's thread that was already about to
-    assert levels(pc) == []
-    assert driver.get("interrupt_status") == 0
-    assert driver.get("config_generation") == 1
-
-
 # Doorbells.
 
 

@@ -186,6 +186,19 @@ def test_a_reset_undoes_everything(pc: Pc, driver: VirtioDriver, state: str) -> 
             assert state_now[name] == value
 
 
+def test_without_a_driver_nothing_interrupts(pc: Pc, driver: VirtioDriver, echo: Echo) -> None:
+    """Not even what was about to when the driver went."""
+    driver.start(msix=False)
+    driver.reset()
+    echo.config_changed()
+    pc.transports[0].session.queues[0]._interrupt()
+    pc.transports[0].session._config_interrupt()
+    assert driver.isr() == 0
+    assert pc.intx_changes.empty()
+    assert all(changes.empty() for changes in pc.mmio_changes)
+    assert driver.get("config_generation") == 1
+
+
 def test_exactly_what_is_implemented_is_offered(driver: VirtioDriver) -> None:
     assert driver.offered() == TYPE_FEATURES | EVENT_IDX | INDIRECT_DESC | VERSION_1
     for word in (2, 3, 4, WORD):
