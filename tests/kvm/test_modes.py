@@ -94,12 +94,12 @@ class TestLongMode:
         assert sum(line.endswith("1af4:1042") for line in ended.lines) == 3
         assert sum(line.startswith("bar: ") for line in ended.lines) >= 3
 
-    @pytest.mark.parametrize("cpus", [1, 2, 4])
+    @pytest.mark.parametrize("cpus", [1, 2, 4, 64])
     def test_processors(self, guests: Path, cpus: int) -> None:
         ended = run(guests / "smp", "--cpus", str(cpus))
         ended.check()
         introduced = [line for line in ended.lines if line.startswith("cpu: ")]
-        assert sorted(introduced) == [f"cpu: {number}" for number in range(cpus)]
+        assert sorted(introduced) == sorted(f"cpu: {number}" for number in range(cpus))
         assert "no count was lost" in ended.passed
         assert ended.passed[-1] == "all CPUs answer an interrupt"
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.boot import acpi
 from pyvmm.config import MAX_CPUS
 from pyvmm.errors import ConfigError
 from pyvmm.kvm.cpuid import (
@@ -179,3 +180,30 @@ def test_names_are_those_of_the_manuals(name: str, place: object) -> None:
 def test_no_register_has_more_than_32_bits() -> None:
     for place, names in FEATURE_NAMES.items():
         assert len(names.split()) <= 32, place
+
+
+@pytest.mark.parametrize("cpus", range(1, MAX_CPUS + 1))
+def test_every_leaf_names_the_apic_ids_of_the_madt(cpus: int) -> None:
+    """A kernel that wakes the CPUs of the MADT finds each to be the one it is told."""
+    blob = acpi.build(cpus=cpus).tables["APIC"]
+    listed, offset = [], 44
+    while offset < len(blob):
+        kind, length = blob[offset : offset + 2]
+        if kind == 0 and blob[offset + 4] & 1:
+            listed.append(blob[offset + 3])
+        offset += length
+    found = []
+    for apic_id in listed:
+        leaves = table(apic_id, cpus)
+        ids = {leaves[function, index].edx for function in (0xB, 0x1F) for index in range(3)}
+        ids |= {leaves[1, 0].ebx >> 24, leaves[0x8000_001E, 0].eax}
+        (only,) = ids
+        found.append(only)
+        core_bits = leaves[0xB, 1].eax
+        assert leaves[0x1F, 1].eax == leaves[0x8000_0008, 0].ecx >> 12 & 0xF == core_bits
+        assert (leaves[4, 0].eax >> 26) + 1 == 1 << core_bits, "IDs that a package has room for"
+        assert only >> core_bits == 0, "one package"
+        assert leaves[0xB, 1].ebx == leaves[0x1F, 1].ebx == len(listed)
+        assert (leaves[0x8000_0008, 0].ecx & 0xFF) + 1 == len(listed)
+        assert (leaves[4, 1].eax >> 14 & 0xFFF) + 1 == 1 << core_bits, "all share the third level"
+    assert found == listed == list(range(cpus))
