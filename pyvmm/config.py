@@ -518,9 +518,9 @@ class MachineConfig:
             return
         if backing.hugepages:
             raise ConfigError("--balloon: huge pages are reserved for the guest and stay with it")
-        if balloon.size > self.memory_size:
+        if not 0 <= balloon.size <= self.memory_size:
             size, most = format_size(balloon.size), format_size(self.memory_size)
-            raise ConfigError(f"--balloon: {size} are more than the guest's {most}")
+            raise ConfigError(f"--balloon: {size} is not between 0 and the guest's {most}")
 
     @property
     def mmio_devices(self) -> int:

@@ -94,6 +94,11 @@ class TestLongMode:
         assert sum(line.endswith("1af4:1042") for line in ended.lines) == 3
         assert sum(line.startswith("bar: ") for line in ended.lines) >= 3
 
+    def test_pci_with_entropy_and_a_balloon(self, guests: Path) -> None:
+        ended = run(guests / "enumerate", "--rng", "--balloon", "--memory", "32M,prealloc=on")
+        ended.check()
+        assert [line[-9:] for line in ended.lines if "1af4:" in line] == ["1af4:1044", "1af4:1045"]
+
     @pytest.mark.parametrize("cpus", [1, 2, 4, 64])
     def test_processors(self, guests: Path, cpus: int) -> None:
         ended = run(guests / "smp", "--cpus", str(cpus))

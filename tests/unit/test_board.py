@@ -19,7 +19,7 @@ from pyvmm.config import BalloonConfig, DiskConfig, RngConfig
 from pyvmm.devices.pci import PciBus
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.interrupts import IrqLine
-from pyvmm.memory import MIB, GuestMemory
+from pyvmm.memory import MIB, PAGE_SIZE, GuestMemory
 
 
 class NoDoorbells:
@@ -264,3 +264,12 @@ def test_the_battery_keeps_the_cmos_ram(full_bench: Bench) -> None:
     full_bench.board.reset()
     assert cmos(0x40) == 0x5A
     assert cmos(0x0B) == 0x02
+
+
+def test_what_the_balloon_is_to_take(bench: Bench) -> None:
+    assert bench.board.balloon is None
+    bench.board.add_balloon(BalloonConfig(size=MIB))
+    assert bench.board.balloon is not None
+    assert bench.board.balloon.target == MIB
+    bench.board.balloon.set_target(2 * MIB)
+    assert bench.board.virtio[0].device.read_config(0, 4) == 2 * MIB // PAGE_SIZE

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from pyvmm.config import (
     DEFAULT_COMMAND_LINE,
+    BalloonConfig,
     CpuConfig,
+    CpuPin,
     DiskConfig,
     MachineConfig,
+    MemoryBacking,
+    RngConfig,
     command_line,
     format_size,
     parse_seconds,
@@ -176,3 +180,110 @@ class TestCommandLine:
 
     def test_without_the_default(self) -> None:
         assert command_line(["a", "", "b c"], default=False, has_disk=True) == "a b c"
+
+
+class TestMemory:
+    def test_a_size_alone(self) -> None:
+        assert MemoryBacking.parse("2G") == (2 * GIB, MemoryBacking(False, False, False))
+
+    def test_options(self) -> None:
+        assert MemoryBacking.parse("64,hugepages=on,prealloc=on,mergeable=off") == (
+            64 * MIB,
+            MemoryBacking(hugepages=True, prealloc=True),
+        )
+        assert MemoryBacking.parse("1G,mergeable=on")[1] == MemoryBacking(mergeable=True)
+
+    @pytest.mark.parametrize("text", ["", "1X", "1G,huge=on", "1G,prealloc", "1G,prealloc=yes"])
+    def test_errors(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--memory"):
+            MemoryBacking.parse(text)
+
+    @pytest.mark.parametrize(
+        ("size", "backing", "balloon", "said"),
+        [
+            (63 * MIB, MemoryBacking(hugepages=True), None, "multiples of 2 MiB"),
+            (64 * MIB, MemoryBacking(hugepages=True, mergeable=True), None, "can't be merged"),
+            (64 * MIB, MemoryBacking(hugepages=True), BalloonConfig(), "--balloon: huge pages"),
+            (64 * MIB, MemoryBacking(), BalloonConfig(64 * MIB + 1), "--balloon: .* 64 MiB"),
+            (64 * MIB, MemoryBacking(), BalloonConfig(-MIB), "--balloon: .* not between 0"),
+        ],
+    )
+    def test_what_does_not_go_together(
+        self, size: int, backing: MemoryBacking, balloon: BalloonConfig | None, said: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=said):
+            MachineConfig(kernel="k", memory_size=size, memory_backing=backing, balloon=balloon)
+
+    def test_what_does(self) -> None:
+        for backing in (MemoryBacking(prealloc=True), MemoryBacking(mergeable=True)):
+            MachineConfig(kernel="k", memory_backing=backing, balloon=BalloonConfig(64 * MIB))
+
+
+class TestCpuPin:
+    def test_one_or_more(self) -> None:
+        assert CpuPin.parse("0=2") == (CpuPin(0, (2,)),)
+        assert CpuPin.parse("1=3,0=2-3,1=0") == (CpuPin(0, (2, 3)), CpuPin(1, (0, 3)))
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "0", "0=", "=1", "0=a", "0=3-2", "0=1-", "0=-1", "64=0", "0=8192", "0=1,", "0=²"],
+    )
+    def test_errors(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--cpu-affinity"):
+            CpuPin.parse(text)
+
+    @given(
+        st.dictionaries(
+            st.integers(0, 63), st.sets(st.integers(0, 8191), min_size=1, max_size=5), min_size=1
+        )
+    )
+    def test_reads_back(self, pins: dict[int, set[int]]) -> None:
+        text = ",".join(f"{vcpu}={cpu}" for vcpu, cpus in pins.items() for cpu in cpus)
+        assert {pin.vcpu: set(pin.host_cpus) for pin in CpuPin.parse(text)} == pins
+
+    @given(st.text(alphabet="0123456789=-, x", max_size=12))
+    def test_any_text_is_a_list_or_an_error(self, text: str) -> None:
+        try:
+            pins = CpuPin.parse(text)
+        except ConfigError:
+            return
+        assert all(pin.host_cpus for pin in pins)
+
+    def test_a_vcpu_that_there_is_not(self) -> None:
+        with pytest.raises(ConfigError, match="--cpu-affinity: there is no vCPU 2, the last is 1"):
+            MachineConfig(kernel="k", cpus=2, cpu_affinity=CpuPin.parse("0=0,2=0"))
+
+
+class TestRng:
+    def test_options(self) -> None:
+        assert RngConfig.parse("") == RngConfig(MIB, "")
+        assert RngConfig.parse("rate=64K,transport=mmio") == RngConfig(64 * KIB, "mmio")
+
+    @pytest.mark.parametrize(
+        "text", ["on", "rate", "rate=", "rate=fast", "rate=1B", "rate=2G", "transport=isa", ","]
+    )
+    def test_errors(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--rng"):
+            RngConfig.parse(text)
+
+
+class TestBalloon:
+    def test_options(self) -> None:
+        assert BalloonConfig.parse("") == BalloonConfig(0, 0, False, False, "")
+        assert BalloonConfig.parse(
+            "size=128M,stats=0.5,free-page-reporting=on,deflate-on-oom=on,transport=pci"
+        ) == BalloonConfig(128 * MIB, 0.5, True, True, "pci")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["128M", "size=", "stats=0", "stats=0.01", "stats=x", "free-page-reporting=1", "oom=on"],
+    )
+    def test_errors(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--balloon"):
+            BalloonConfig.parse(text)
+
+    def test_it_counts_as_a_device(self) -> None:
+        config = MachineConfig(
+            kernel="k", rng=RngConfig(transport="mmio"), balloon=BalloonConfig(), transport="mmio"
+        )
+        assert config.mmio_devices == 2
