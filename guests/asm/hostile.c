@@ -9,6 +9,7 @@
 
 #define HOLE_START 0xC0000000U
 #define HOLE_SIZE 0x3EC00000U /* up to the IOAPIC */
+#define VIRTIO_MMIO 0xE8000000U
 
 static uint64_t state;
 
@@ -68,6 +69,7 @@ static void poke_port(void)
 
 static uintptr_t bars[8];
 static unsigned bar_count;
+static bool has_virtio_mmio;
 
 static uintptr_t random_address(void)
 {
@@ -77,6 +79,10 @@ static uintptr_t random_address(void)
         return HOLE_START + (choice >> 8) % HOLE_SIZE;
     case 1:
         return ecam + ((choice >> 8) % 8 << 15) + (choice >> 16 & 0xFF); /* devices 0 to 7 */
+    case 2:
+        if (has_virtio_mmio)
+            return VIRTIO_MMIO + (choice >> 8 & (choice & 4 ? 0x7C : 0x1FF));
+        /* fall through */
     default:
         if (!bar_count)
             return ecam + (choice >> 8 & 0xFFFFF);
@@ -106,6 +112,7 @@ static void find_bars(void)
         for (unsigned index = 0; index < PCI_BARS && bar_count < 8; index++)
             if (load16(pci_config(function, PCI_VENDOR_ID)) != 0xFFFF && pci_bar(function, index))
                 bars[bar_count++] = pci_bar(function, index);
+    has_virtio_mmio = load32(VIRTIO_MMIO) == 0x74726976;
 }
 
 void guest_main(const uint8_t *zero_page);

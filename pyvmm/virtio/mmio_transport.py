@@ -156,7 +156,7 @@ class VirtioMmio(Device):
             return self._read_config(offset - Register.CONFIG, size)
         register = self._readable.get(offset)
         if register is None or size != REGISTER_SIZE:
-            self._faults.report("virtio-mmio: bad read", "%d bytes at %#x", size, offset)
+            self._faults.report("bad virtio-mmio read", "%d bytes at %#x", size, offset)
             return 0
         return register()
 
@@ -166,7 +166,7 @@ class VirtioMmio(Device):
             return
         register = self._writable.get(offset)
         if register is None or size != REGISTER_SIZE:
-            self._faults.report("virtio-mmio: bad write", "%d bytes at %#x", size, offset)
+            self._faults.report("bad virtio-mmio write", "%d bytes at %#x", size, offset)
             return
         register(value)
 

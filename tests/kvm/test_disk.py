@@ -59,7 +59,7 @@ def test_virtio_mmio(guests: Path, image: Path, trigger: str) -> None:
     assert "registers are 32 bits wide" in ended.passed
     assert ended.passed[-1] == "what was written reads back"
     assert image.read_bytes() == AFTER
-    assert "virtio-mmio: bad read" in ended.stderr
+    assert "bad virtio-mmio read" in ended.stderr
 
 
 def test_each_disk_can_have_its_transport(guests: Path, image: Path, tmp_path: Path) -> None:

@@ -300,17 +300,20 @@ def test_a_slow_reader_slows_the_guest_down(guests: Path) -> None:
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_hostile_guest(guests: Path, tmp_path: Path, seed: int) -> None:
     """Whatever it pokes at, the VMM lives on, and says little about it."""
-    disk = tmp_path / "disk.raw"
-    disk.write_bytes(bytes(1 << 16))
+    first, second = tmp_path / "first.raw", tmp_path / "second.raw"
+    first.write_bytes(bytes(1 << 16))
+    second.write_bytes(bytes(1 << 16))
     ended = run(
         guests / "hostile",
-        *("--disk", str(disk), "--serial", "stdio", "--serial", "null"),
+        *("--disk", str(first), "--disk", f"{second},transport=mmio"),
+        *("--serial", "stdio", "--serial", "null"),
         append=f"seed={seed} accesses=10000",
     )
     assert b"survived" in ended.console, ended
     assert ended.status == 0
-    complaints = [line.split(":")[2] for line in ended.stderr.splitlines() if ": guest: " in line]
+    complaints = re.findall(r"^pyvmm: guest: ((?:virtio: )?[^:\n]+)", ended.stderr, re.MULTILINE)
     assert len(complaints) == len(set(complaints)) < 20
+    assert {"bad virtio-mmio read", "bad virtio-mmio write"} <= set(complaints)
 
 
 def test_our_last_line_begins_a_line(guests: Path) -> None:

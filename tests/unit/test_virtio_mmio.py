@@ -25,7 +25,7 @@ from pyvmm import layout
 
 WORD = 0xFFFF_FFFF
 BASE = layout.VIRTIO_MMIO
-BAD_READ, BAD_WRITE = "virtio-mmio: bad read", "virtio-mmio: bad write"
+BAD_READ, BAD_WRITE = "bad virtio-mmio read", "bad virtio-mmio write"
 
 # What can be read of a device that has just been reset.
 READABLE = {
