@@ -23,8 +23,10 @@ import os
 import select
 import struct
 import threading
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from pyvmm.errors import GuestFaults
@@ -438,8 +440,8 @@ class QueuePair:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._readable = self._writable = True
-        self._chains: deque[Chain] = deque()
         self._starved = False
+        self._hold([])
         self._unsent: deque[Chain] = deque()
         self._expected = SMALL_PACKET
         self._spill = memoryview(bytearray(MAX_PACKET))
@@ -468,9 +470,9 @@ class QueuePair:
         self._stopping = True
         os.eventfd_write(self._doorbells[0], 1)
         thread.join()
-        self._rx.unpop(len(self._chains))
+        self._rx.unpop(len(self._chains) - self._first)
         self._tx.unpop(len(self._unsent))
-        self._chains.clear()
+        self._hold([])
         self._unsent.clear()
         self._spilled = 0
 
@@ -580,33 +582,48 @@ class QueuePair:
     def _gather(self, wanted: int) -> tuple[list[memoryview], int]:
         """The first of the guest's buffers, enough for ``wanted`` bytes if it has so many, and
         how many bytes there is room for. They stay where they are until :meth:`_use`."""
-        views: list[memoryview] = []
-        room = 0
-        chains: Sequence[Chain] | deque[Chain] = self._chains
-        fresh = False
-        while True:
-            for chain in chains:
-                if len(views) + len(chain.writable) >= _IOV_MAX:
-                    return views, room
-                views += chain.writable
-                room += chain.writable_bytes
-                if room >= wanted or not self._mergeable:
-                    return views, room
-            if fresh:
-                return views, room
-            chains = self._rx.pop_batch(QUEUE_SIZE)
-            fresh = True
-            for chain in chains:
-                if chain.writable_bytes < HEADER_SIZE:
-                    raise VirtqueueError(f"receive buffer of {chain.writable_bytes} bytes")
-            self._chains.extend(chains)
+        last = self._enough(wanted)
+        if last > len(self._chains):
+            self._refill()
+            last = min(self._enough(wanted), len(self._chains))
+        first, views_before = self._first, self._views_before
+        begin = views_before[first]
+        if views_before[last] - begin >= _IOV_MAX:
+            last = bisect_right(views_before, begin + _IOV_MAX - 1) - 1
+        room = self._bytes_before[last] - self._bytes_before[first]
+        return self._views[begin : views_before[last]], room
+
+    def _enough(self, wanted: int) -> int:
+        """Behind which of the chains there is room for ``wanted`` bytes, or for a packet."""
+        first, bytes_before = self._first, self._bytes_before
+        if not self._mergeable:
+            return first + 1
+        return bisect_left(bytes_before, bytes_before[first] + wanted, first + 1)
+
+    def _refill(self) -> None:
+        """Take all buffers that the guest has for us. The sums are what makes it cheap to find
+        those for a packet, of which there may be forty."""
+        fresh = self._rx.pop_batch(QUEUE_SIZE)
+        if not fresh:
+            return
+        if min(chain.writable_bytes for chain in fresh) < HEADER_SIZE:
+            raise VirtqueueError("receive buffer without room for a header")
+        self._hold(self._chains[self._first :] + fresh)
+
+    def _hold(self, chains: list[Chain]) -> None:
+        self._chains = chains
+        self._first = 0
+        self._views = [view for chain in chains for view in chain.writable]
+        self._views_before = [0, *accumulate(len(chain.writable) for chain in chains)]
+        self._bytes_before = [0, *accumulate(chain.writable_bytes for chain in chains)]
 
     def _finish_spilled(self, used: list[tuple[int, int]]) -> int:
         """Move the packet that there was no room for, if there is now; 0 if not."""
         length = self._spilled
         views, room = self._gather(length)
         if room < length:
-            if self._mergeable and len(self._chains) < self._rx.size and len(views) < _IOV_MAX // 2:
+            held = len(self._chains) - self._first
+            if self._mergeable and held < self._rx.size and len(views) < _IOV_MAX // 2:
                 self._starved = True
                 return 0
             self._device.faults.report(
@@ -622,15 +639,14 @@ class QueuePair:
 
     def _use(self, length: int, views: list[memoryview], used: list[tuple[int, int]]) -> None:
         """The packet in the first buffers is complete: they are the guest's again."""
-        chains = self._chains
-        number = 0
-        rest = length
-        while rest > 0:
-            chain = chains.popleft()
-            written = min(rest, chain.writable_bytes)
-            used.append((chain.head, written))
-            rest -= written
-            number += 1
+        chains, first, bytes_before = self._chains, self._first, self._bytes_before
+        end = bytes_before[first] + length
+        last = bisect_left(bytes_before, end, first + 1)
+        if last > first + 1:
+            used += [(chain.head, chain.writable_bytes) for chain in chains[first : last - 1]]
+        used.append((chains[last - 1].head, end - bytes_before[last - 1]))
+        self._first = last
+        number = last - first
         if len(views[0]) >= HEADER_SIZE:
             _U16.pack_into(views[0], NUM_BUFFERS, number)
         else:
