@@ -13,6 +13,7 @@ from unit.images import DEFAULT_HEADER, HEADER_OFFSET, SETUP_SIZE, bzimage
 
 from pyvmm import boot, layout
 from pyvmm.boot import initrd as initrds
+from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.zero_page import LoadFlags, SetupHeader, XLoadFlags
 from pyvmm.errors import ConfigError, ImageError
 from pyvmm.memory import GIB, MIB, PAGE_SIZE, GuestMemory
@@ -228,6 +229,18 @@ def test_fields_behind_the_headers_end_are_not_believed(memory: GuestMemory, ima
 
 
 # The command line.
+
+
+def test_virtio_mmio_devices_are_named_as_linux_reads_them() -> None:
+    """Size, base and interrupt, as Documentation/admin-guide/kernel-parameters.txt has it."""
+    slots = [layout.virtio_mmio_slot(number) for number in (0, 1, 31)]
+    assert virtio_mmio_words(slots) == [
+        "virtio_mmio.device=512@0xe8000000:5",
+        "virtio_mmio.device=512@0xe8000200:6",
+        "virtio_mmio.device=512@0xe8003e00:10",
+    ]
+    all_slots = [layout.virtio_mmio_slot(number) for number in range(layout.VIRTIO_MMIO_SLOTS)]
+    assert len(" ".join(virtio_mmio_words(all_slots))) < 1200, "there is room for other words"
 
 
 def test_the_longest_command_line(memory: GuestMemory, image) -> None:
