@@ -211,6 +211,7 @@ class VsockDevice(LoopDevice):
         self.connections[key] = connection
         self._owe(connection, Op.RESPONSE)
         self._watch(connection)
+        self._listen()
 
     def _data(self, connection: Connection, data: list[memoryview], length: int) -> None:
         views = _cut(data, length)
