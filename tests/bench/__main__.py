@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import exits, footprint, guest, net, startup
+from tests.bench import boot, exits, footprint, guest, net, startup
 from tests.bench.table import Row, render, to_json
 from tests.bench.vmm import BenchError
 
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "disk": guest.disk,
     "net": net.net,
     "footprint": footprint.footprint,
+    "boot": boot.boot,
 }
 
 
