@@ -290,3 +290,34 @@ def test_kvm_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Kvm(str(device))
     assert "chmod 660" in raised.value.hint
     assert "usermod -aG kvm" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("--console: 'tty' is not understood", ["--console", "tty"]),
+        ("--console: stdio can't serve two", ["--console", "stdio", "--serial", "stdio"]),
+        ("--port x: 'stdio' is not understood", ["--port", "x=stdio"]),
+        ("--vsock .*cid", ["--vsock", "cid=1,path=/x"]),
+        ("--serial: 'unix:' is not understood", ["--serial", "unix:"]),
+    ],
+)
+def test_bad_character_devices(kernel: Path, said: str, options: list[str]) -> None:
+    refuses(USAGE, said, "run", "-k", kernel, *options)
+
+
+@pytest.mark.parametrize("option", ["--serial={}", "--console={}", "--port=x={}", "--vsock={}"])
+def test_a_socket_in_use(kernel: Path, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "s"
+    place = f"cid=3,path={path}" if "vsock" in option else f"unix:{path}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        refuses(ERROR, f"{path} is in use", "run", "-k", kernel, option.format(place))
+    assert path.is_socket()
+
+
+def test_a_machine_that_cant_be_built_leaves_no_socket(tmp_path: Path) -> None:
+    path, missing = tmp_path / "s", tmp_path / "missing"
+    refuses(ERROR, "missing", "run", "-k", missing, "--console", f"unix:{path}")
+    assert not path.exists()

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from pyvmm.config import (
     DEFAULT_COMMAND_LINE,
     BalloonConfig,
+    ConsoleConfig,
     CpuConfig,
     CpuPin,
     DiskConfig,
     MachineConfig,
     MemoryBacking,
+    PortConfig,
     RngConfig,
+    VsockConfig,
     command_line,
     format_size,
     parse_seconds,
@@ -287,3 +290,61 @@ class TestBalloon:
             kernel="k", rng=RngConfig(transport="mmio"), balloon=BalloonConfig(), transport="mmio"
         )
         assert config.mmio_devices == 2
+
+
+class TestConsole:
+    def test_places(self) -> None:
+        config = ConsoleConfig.parse("unix:/tmp/a b,transport=mmio", ["x=pty", "y=file:/log,1=2"])
+        assert config == ConsoleConfig(
+            "unix:/tmp/a b", (PortConfig("x", "pty"), PortConfig("y", "file:/log,1=2")), "mmio"
+        )
+        assert ConsoleConfig.parse(None, ["a=null"]).place == ""
+
+    @pytest.mark.parametrize("text", ["", "tty", "file:", "unix:", "pty:x", "stdio,size=1"])
+    def test_bad_console(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--console"):
+            ConsoleConfig.parse(text)
+
+    @pytest.mark.parametrize(
+        "ports",
+        [["agent"], ["=pty"], ["a=stdio"], ["a=tty"], ["a/b=pty"], ["x" * 64 + "=pty"], ["a=unix:"]]
+        + [["a=pty", "a=null"], [f"p{n}=pty" for n in range(16)]],
+    )
+    def test_bad_ports(self, ports: list[str]) -> None:
+        with pytest.raises(ConfigError, match="--port"):
+            ConsoleConfig.parse(None, ports)
+
+    def test_one_place_serves_one_port(self) -> None:
+        console = ConsoleConfig.parse("stdio")
+        with pytest.raises(ConfigError, match="--console: stdio can't serve two"):
+            MachineConfig(kernel="k", console=console)
+        MachineConfig(kernel="k", console=console, serial=("null",))
+        with pytest.raises(ConfigError, match="unix:/s can't serve two"):
+            MachineConfig(kernel="k", console=ConsoleConfig.parse(None, ["a=unix:/s", "b=unix:/s"]))
+
+    def test_it_is_one_device_of_its_transport(self) -> None:
+        console = ConsoleConfig.parse("null,transport=mmio", ["a=pty", "b=pty"])
+        vsock = VsockConfig.parse("cid=3,path=/s,transport=mmio")
+        assert MachineConfig(kernel="k", console=console, vsock=vsock).mmio_devices == 2
+
+    def test_command_line(self) -> None:
+        assert command_line(["console=tty9"], virtio_console=True).split() == [
+            *DEFAULT_COMMAND_LINE.split(),
+            "console=hvc0",
+            "console=tty9",
+        ]
+        assert command_line(virtio_console=True, default=False) == ""
+
+
+class TestVsock:
+    def test_good(self) -> None:
+        assert VsockConfig.parse("path=/tmp/v,cid=4294967294") == VsockConfig(0xFFFF_FFFE, "/tmp/v")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "cid=3", "path=/x", "cid=2,path=/x", "cid=4294967295,path=/x", "cid=x,path=/x"]
+        + ["cid=3,path=", "cid=3,path=/x,transport=isa", "3,/x"],
+    )
+    def test_bad(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="--vsock"):
+            VsockConfig.parse(text)

@@ -58,6 +58,9 @@ class FakeDevice:
             self.ready += 1
             self._changed.notify_all()
 
+    def carrier(self, present: bool) -> None:
+        raise AssertionError("a stream's other end doesn't tell")
+
     def give_room(self, room: int) -> None:
         with self._changed:
             self._room = room
@@ -193,6 +196,36 @@ class TestOutput:
         assert accepted <= 2 * OUTPUT_CAPACITY + pipe_size
         assert not backend.flush(0.01)
         os.close(reader)  # lets the writing thread go
+
+    def test_nothing_written_in_bulk_is_lost_when_the_reader_is_slow(
+        self, bench: Bench, pipe: tuple[int, int]
+    ) -> None:
+        reader, writer = pipe
+        device = bench.start(StreamBackend(bench.loop, None, writer))
+        text = bytes(n * 7 & 0xFF for n in range(3 * OUTPUT_CAPACITY + 200_000))
+        read = bytearray()
+        slow_reader = threading.Thread(target=lambda: read.extend(read_exactly(reader, len(text))))
+        rest = memoryview(text)
+        while rest:
+            before = device.ready
+            accepted = device.backend.write(rest[:100_000])
+            assert accepted <= OUTPUT_CAPACITY
+            rest = rest[accepted:]
+            if accepted < OUTPUT_CAPACITY and rest:
+                if not slow_reader.ident:
+                    slow_reader.start()
+                device.wait_for(lambda before=before: device.ready > before)  # type: ignore[misc]
+        slow_reader.join(PATIENCE)
+        assert device.ready
+        assert read == text
+
+    def test_bytes_and_bulk_keep_their_order(self, bench: Bench, pipe: tuple[int, int]) -> None:
+        reader, writer = pipe
+        device = bench.start(StreamBackend(bench.loop, None, writer))
+        device.print(b"one ")
+        assert device.backend.write(memoryview(b"two ")) == 4
+        device.print(b"three")
+        assert read_exactly(reader, 13) == b"one two three"
 
     def test_flush_waits_for_what_the_uart_still_holds(
         self, bench: Bench, pipe: tuple[int, int]
