@@ -7,7 +7,7 @@ PYTEST := $(VENV)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo shell test lint format unit kvm lab linux guests bench clean
+.PHONY: help setup demo shell debian test lint format unit kvm lab linux guests bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,7 +18,7 @@ setup: .venv/.installed  ## install what is missing, and the project into .venv
 .venv/.installed: pyproject.toml setup.py $(wildcard pyvmm/*_build.py pyvmm/*/*_build.py)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("setup: Python 3.11 or \
 	later is needed, and $(PYTHON) is older; name another with make PYTHON=…")'
-	@$(PYTHON) -m guests.debian gcc "libc headers" "kernel headers" "Python headers" venv iasl
+	@$(PYTHON) -m guests.debian gcc "libc headers" "kernel headers" "Python headers" venv iasl ip nft
 	@$(VENV)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "setup: installing PyVMM and its test tools into .venv"
 # "compat" puts the checkout itself on the path, which spares every start 8 ms of import hook; the
@@ -33,6 +33,9 @@ demo: setup  ## boot Debian's kernel from a disk image and show what it can do
 
 shell: setup  ## the same guest, interactive
 	@$(VENV)/python -m guests.demo --shell
+
+debian: setup  ## all of Debian, interactive: systemd, and a network if you are root
+	@$(VENV)/python -m guests.demo --debian
 
 test: lint unit kvm lab linux  ## all that follows, down to linux
 	@echo "make test: all passed"
@@ -65,6 +68,7 @@ guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.initramfs cloud --name sockets --program vsock \
 	    --module virtio_console --module vmw_vsock_virtio_transport
 	@$(VENV)/python -m guests.disk
+	@$(VENV)/python -m guests.debian_disk
 
 bench: setup  ## measure
 	$(LAB) --needs kvm -- $(VENV)/python -m tests.bench
