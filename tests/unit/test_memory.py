@@ -251,6 +251,15 @@ def test_memory_can_be_allocated_beforehand() -> None:
     memory.close()
 
 
+def test_much_allocated_memory_is_cleared() -> None:
+    size = 2 * MIB + 3 * PAGE_SIZE
+    memory = GuestMemory(size, prealloc=True)
+    memory.fill(0, size, 1)
+    memory.clear(1, size - 2)
+    assert memory.read(0, size) == b"\x01" + bytes(size - 2) + b"\x01"
+    memory.close()
+
+
 def test_kernels_before_5_14_allocate_in_another_way(
     monkeypatch: pytest.MonkeyPatch, either: GuestMemory
 ) -> None:

@@ -120,6 +120,28 @@ def test_the_wait_ends_by_itself(rig: Rig) -> None:
     assert RATE - QUANTUM < rig.drain() <= RATE
 
 
+def test_who_waits_is_woken_now_and_then(rig: Rig) -> None:
+    rig.drain()
+    (timer,) = rig.clock.armed
+    for _ in range(1000):
+        rig.clock.advance(NS_PER_SECOND // 1000)
+        rig.loop.settle()
+        if rig.queue.take():
+            rig.drain()
+    assert 50 < timer.expiries <= 100
+
+
+def test_the_flag_for_who_need_not_ring() -> None:
+    rig = Rig(features=VERSION_1)
+    assert rig.pc.memory.read_u16(rig.queue.used) == 0
+    rig.drain()
+    assert rig.pc.memory.read_u16(rig.queue.used) == 1
+    rig.clock.advance(2 * NS_PER_SECOND)
+    rig.loop.settle()
+    assert rig.pc.memory.read_u16(rig.queue.used) == 0
+    rig.pc.close()
+
+
 def test_who_waits_need_not_ring(rig: Rig) -> None:
     rig.drain()
     event = rig.queue.avail_event
