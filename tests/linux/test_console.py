@@ -34,9 +34,10 @@ def set_size(tty: Terminal, columns: int, rows: int) -> None:
 
 
 def test_hvc0_on_a_terminal(images: Images) -> None:
-    """The kernel's messages, a shell, the window's size and its changes, the escape keys."""
+    """A shell, the window's size and its changes, the escape keys."""
     command = boot_command(
-        images.bzimage, "--initrd", str(images.sockets_initrd), "--console", "stdio"
+        images.bzimage,
+        *("--initrd", str(images.sockets_initrd), "--console", "stdio", "--append", "quiet"),
     )
     tty = Terminal(command)
     try:
@@ -52,8 +53,8 @@ def test_hvc0_on_a_terminal(images: Images) -> None:
         tty.process.send_signal(signal.SIGWINCH)  # it isn't its controlling terminal
         tty.type(b"until stty size | grep 37; do usleep 50000; done\r")
         tty.read_until(b"37 91")
-        tty.type(b"seq 1 20000 | md5sum\r")
-        expected = hashlib.md5(b"".join(b"%d\n" % n for n in range(1, 20001))).hexdigest()
+        tty.type(b"seq 1 2000 | md5sum\r")
+        expected = hashlib.md5(b"".join(b"%d\n" % n for n in range(1, 2001))).hexdigest()
         tty.read_until(expected.encode())
         tty.type(CTRL_A + b"h")
         tty.read_until(b"Ctrl-A x")
