@@ -87,9 +87,13 @@ def run_to_end(arguments: Sequence[str], stdin: bytes, timeout: int) -> Ended:
 class Running:
     """A run that goes on; :meth:`read_until` and :meth:`write` speak with the guest."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], inherit: Sequence[int] = ()) -> None:
         self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=inherit,
         )
         self.output = b""
 
@@ -122,9 +126,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def start(kernel: Path, *options: str, append: str | None = None) -> Iterator[Running]:
+def start(
+    kernel: Path, *options: str, append: str | None = None, inherit: Sequence[int] = ()
+) -> Iterator[Running]:
     """Run a guest in the background; it is killed if it still runs at the end."""
-    running = Running(command(kernel, *options, append=append))
+    running = Running(command(kernel, *options, append=append), inherit)
     try:
         yield running
     finally:
