@@ -20,12 +20,14 @@ static unsigned random(void)
     return next_random;
 }
 
-/* Repeat `statement` until the time is up. */
+/* Repeat `statement` until the time is up, once at least. */
 #define SERIES(name, statement)                                                                    \
     do {                                                                                           \
         uint64_t count = 0, start = now();                                                         \
-        for (; now() - start < ticks; count++)                                                     \
+        do {                                                                                       \
             statement;                                                                             \
+            count++;                                                                               \
+        } while (now() - start < ticks);                                                           \
         report(name, count, start);                                                                \
     } while (0)
 
@@ -113,7 +115,7 @@ static uint32_t histogram[65536];
 
 static void report_percentile(const char *name, uint64_t total, unsigned percent)
 {
-    uint64_t rest = total - total * percent / 100;
+    uint64_t rest = total * (100 - percent) / 100;
     unsigned at = sizeof histogram / sizeof *histogram;
     for (uint64_t seen = 0; at && seen <= rest; seen += histogram[at])
         at--;
@@ -131,7 +133,7 @@ void measure_busy(void)
         submit(pending, VIRTIO_BLK_T_IN, next_sector(0, 4096, false), 4096);
     virtqueue_kick(&disk_queue);
     while (pending) {
-        bool go_on = now() - start < 4 * ticks;
+        bool go_on = !total || now() - start < 4 * ticks;
         while (virtqueue_take(&disk_queue, &head, &written))
             if (go_on)
                 submit(head / 3, VIRTIO_BLK_T_IN, next_sector(0, 4096, false), 4096);
