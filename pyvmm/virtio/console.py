@@ -169,14 +169,14 @@ class ConsoleDevice(LoopDevice):
         with self.serving:
             return {
                 "ports": [port.save() for port in self.ports],
-                "messages": [(*key, message) for key, message in self._messages.items()],
+                "messages": [(*key, message.hex()) for key, message in self._messages.items()],
             }
 
     def restore(self, state: dict[str, Any]) -> None:
         with self.serving:
             for port, saved in zip(self.ports, state["ports"], strict=True):
                 port.restore(saved)
-            self._messages = {(p, event): data for p, event, data in state["messages"]}
+            self._messages = {(p, e): bytes.fromhex(text) for p, e, text in state["messages"]}
             for port in self.ports[1:]:
                 if port.ready:  # who is at the other end may have changed
                     key = port.number, ControlEvent.PORT_OPEN
