@@ -63,6 +63,7 @@ guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.vmlinux cloud
 	@$(VENV)/python -m guests.memtest
 	@$(VENV)/python -m guests.initramfs cloud
+	@$(VENV)/python -m guests.initramfs cloud --name net --module virtio_net
 	@$(VENV)/python -m guests.initramfs cloud --name memory \
 	    --module virtio_rng --module virtio_balloon
 	@$(VENV)/python -m guests.initramfs cloud --name sockets --program vsock \

@@ -441,7 +441,12 @@ class QueuePair:
         self._stopping = False
         self._readable = self._writable = True
         self._starved = False
-        self._hold([])
+        self._heads: list[int] = []  # of the chains that we hold,
+        self._sizes: list[int] = []  # the bytes in each,
+        self._counts: list[int] = []  # the buffers in each,
+        self._views: list[memoryview] = []  # and all these buffers
+        self._bytes_before = self._views_before = [0]
+        self._first = 0  # the chains before this one have been used
         self._unsent: deque[Chain] = deque()
         self._expected = SMALL_PACKET
         self._spill = memoryview(bytearray(MAX_PACKET))
@@ -470,9 +475,11 @@ class QueuePair:
         self._stopping = True
         os.eventfd_write(self._doorbells[0], 1)
         thread.join()
-        self._rx.unpop(len(self._chains) - self._first)
+        self._rx.unpop(len(self._heads) - self._first)
         self._tx.unpop(len(self._unsent))
-        self._hold([])
+        self._heads, self._sizes, self._counts, self._views = [], [], [], []
+        self._bytes_before = self._views_before = [0]
+        self._first = 0
         self._unsent.clear()
         self._spilled = 0
 
@@ -583,9 +590,9 @@ class QueuePair:
         """The first of the guest's buffers, enough for ``wanted`` bytes if it has so many, and
         how many bytes there is room for. They stay where they are until :meth:`_use`."""
         last = self._enough(wanted)
-        if last > len(self._chains):
+        if last > len(self._heads):
             self._refill()
-            last = min(self._enough(wanted), len(self._chains))
+            last = min(self._enough(wanted), len(self._heads))
         first, views_before = self._first, self._views_before
         begin = views_before[first]
         if views_before[last] - begin >= _IOV_MAX:
@@ -603,26 +610,27 @@ class QueuePair:
     def _refill(self) -> None:
         """Take all buffers that the guest has for us. The sums are what makes it cheap to find
         those for a packet, of which there may be forty."""
-        fresh = self._rx.pop_batch(QUEUE_SIZE)
-        if not fresh:
+        heads, sizes, counts, views = self._rx.pop_writable(QUEUE_SIZE)
+        if not heads:
             return
-        if min(chain.writable_bytes for chain in fresh) < HEADER_SIZE:
+        if min(sizes) < HEADER_SIZE:
             raise VirtqueueError("receive buffer without room for a header")
-        self._hold(self._chains[self._first :] + fresh)
-
-    def _hold(self, chains: list[Chain]) -> None:
-        self._chains = chains
+        first = self._first
+        kept = self._views[self._views_before[first] :]
+        self._heads = self._heads[first:] + heads
+        self._sizes = self._sizes[first:] + sizes
+        self._counts = self._counts[first:] + counts
+        self._views = kept + views
         self._first = 0
-        self._views = [view for chain in chains for view in chain.writable]
-        self._views_before = [0, *accumulate(len(chain.writable) for chain in chains)]
-        self._bytes_before = [0, *accumulate(chain.writable_bytes for chain in chains)]
+        self._views_before = [0, *accumulate(self._counts)]
+        self._bytes_before = [0, *accumulate(self._sizes)]
 
     def _finish_spilled(self, used: list[tuple[int, int]]) -> int:
         """Move the packet that there was no room for, if there is now; 0 if not."""
         length = self._spilled
         views, room = self._gather(length)
         if room < length:
-            held = len(self._chains) - self._first
+            held = len(self._heads) - self._first
             if self._mergeable and held < self._rx.size and len(views) < _IOV_MAX // 2:
                 self._starved = True
                 return 0
@@ -639,12 +647,12 @@ class QueuePair:
 
     def _use(self, length: int, views: list[memoryview], used: list[tuple[int, int]]) -> None:
         """The packet in the first buffers is complete: they are the guest's again."""
-        chains, first, bytes_before = self._chains, self._first, self._bytes_before
+        first, bytes_before = self._first, self._bytes_before
         end = bytes_before[first] + length
         last = bisect_left(bytes_before, end, first + 1)
         if last > first + 1:
-            used += [(chain.head, chain.writable_bytes) for chain in chains[first : last - 1]]
-        used.append((chains[last - 1].head, end - bytes_before[last - 1]))
+            used += zip(self._heads[first : last - 1], self._sizes[first : last - 1], strict=True)
+        used.append((self._heads[last - 1], end - bytes_before[last - 1]))
         self._first = last
         number = last - first
         if len(views[0]) >= HEADER_SIZE:
