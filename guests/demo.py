@@ -2,22 +2,23 @@
 
 ``python -m guests.demo`` boots a fresh copy of the root disk, has the guest's own ``demo`` command
 write a file there, and afterwards looks for that file in the image. ``--shell`` boots the copy
-that is there, for use by hand. Both run ``pyvmm`` where KVM can run Linux: here, or else in the
-lab.
+that is there, for use by hand, and ``--debian`` a copy of the disk with all of Debian, with a
+network if we are root. All run ``pyvmm`` where KVM can run Linux: here, or else in the lab.
 """
 
 import argparse
+import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from guests import artefacts, debian, disk, initramfs, kernel
+from guests import artefacts, debian, debian_disk, disk, initramfs, kernel, network
 
 LAB = artefacts.PROJECT / "tests/lab/lab.py"
 IMAGE = artefacts.BUILD / "lab-out/demo.raw"  # Where the lab's writes reach the host's disk.
+DEBIAN_IMAGE = IMAGE.with_name("debian.raw")
 FILE = "/demo.txt"
 TIMEOUT_SECONDS = 300  # In the lab it needs a tenth of that.
 STATUS_QUIT = 130  # pyvmm's, after Ctrl-A x: here the ordinary end.
@@ -29,7 +30,7 @@ class DemoError(Exception):
 
 def demonstrate() -> None:
     """Boot, let the guest write, power off, and read what it has written."""
-    copy_image()
+    copy_image(disk.build(), IMAGE)
     nonce = secrets.token_hex(8)
     command = [*machine(), "--append", f'job="demo {nonce}"']
     status = run(["--timeout", str(TIMEOUT_SECONDS)], command)
@@ -46,25 +47,53 @@ def demonstrate() -> None:
 def interact() -> int:
     """Boot for use by hand; return pyvmm's exit status."""
     if not IMAGE.exists():
-        copy_image()
-    print("shell: `poweroff` or Ctrl-A x ends it", file=sys.stderr)
-    status = run(["--tty"], [*machine(), "--append", "quiet"])
+        copy_image(disk.build(), IMAGE)
+    return run_by_hand([*machine(), "--append", "quiet"], "shell: `poweroff` or Ctrl-A x ends it")
+
+
+def interact_with_debian() -> int:
+    """Boot all of Debian for use by hand; return pyvmm's exit status."""
+    pristine = debian_disk.build()
+    if not DEBIAN_IMAGE.exists():
+        copy_image(pristine, DEBIAN_IMAGE)
+    paths = {
+        "--kernel": debian_disk.KERNEL,
+        "--initrd": debian_disk.INITRD,
+        "--disk": DEBIAN_IMAGE,
+    }
+    command = pyvmm(paths, "--memory", "1G", "--cpus", "2", "--append", "root=/dev/vda quiet")
+    if os.geteuid() == 0:
+        prefix = [".venv/bin/python", "-m", "guests.network", "--tap", network.TAP, "--"]
+        command = [*prefix, *command, "--net", network.TAP, "--on-reboot", "restart"]
+    return run_by_hand(
+        command,
+        "debian: log in as root; `poweroff` or Ctrl-A x ends it. In the lab, it needs a minute",
+    )
+
+
+def run_by_hand(command: list[str], hint: str) -> int:
+    """Run a machine on this terminal, which may be quit at any time; return the exit status."""
+    print(hint, file=sys.stderr)
+    status = run(["--tty"], command)
     return 0 if status == STATUS_QUIT else status
 
 
 def machine() -> list[str]:
     """The command that starts the demonstration's machine."""
     image, initrd = kernel.build("cloud"), initramfs.build("cloud")
-    paths = {"--kernel": image, "--initrd": initrd, "--disk": IMAGE}
+    return pyvmm({"--kernel": image, "--initrd": initrd, "--disk": IMAGE}, "--memory", "256M")
+
+
+def pyvmm(paths: dict[str, Path], *more: str) -> list[str]:
+    """A ``pyvmm run`` command, from options that take a path, and others."""
     options = [word for option, path in paths.items() for word in (option, shown(path))]
-    return [".venv/bin/pyvmm", "run", *options, "--memory", "256M"]
+    return [".venv/bin/pyvmm", "run", *options, *more]
 
 
-def copy_image() -> None:
-    """Put a fresh copy of the root disk where the machine shall find it."""
-    pristine = disk.build()
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(pristine, IMAGE)
+def copy_image(pristine: Path, target: Path) -> None:
+    """Put a fresh copy of a root disk, holes and all, where the machine shall find it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "--sparse=always", pristine, target], check=True)
 
 
 def run(lab_options: list[str], command: list[str]) -> int:
@@ -82,10 +111,13 @@ def main() -> int:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(description="Boot Debian's kernel with busybox on a disk.")
     parser.add_argument("--shell", action="store_true", help="interactive")
+    parser.add_argument("--debian", action="store_true", help="interactive, with all of Debian")
     options = parser.parse_args()
     try:
         if options.shell:
             return interact()
+        if options.debian:
+            return interact_with_debian()
         demonstrate()
     except (DemoError, debian.PackageError) as error:
         print(f"demo: FAILED: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from guests import artefacts, busybox, cpio, debian, kernel, programs
 
 INIT = artefacts.PROJECT / "guests/init"
 ROOT = artefacts.PROJECT / "guests/root"
-MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "button", "evdev"]
+MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "ext4", "button", "evdev"]
 
 
 def build(
