@@ -610,7 +610,17 @@ class QueuePair:
     def _refill(self) -> None:
         """Take all buffers that the guest has for us. The sums are what makes it cheap to find
         those for a packet, of which there may be forty."""
-        heads, sizes, counts, views = self._rx.pop_writable(QUEUE_SIZE)
+        simple = self._rx.pop_buffers(QUEUE_SIZE)
+        if simple is not None:
+            heads, views = simple
+            sizes = [len(view) for view in views]
+            counts = [1] * len(heads)
+        else:
+            chains = self._rx.pop_batch(QUEUE_SIZE)
+            heads = [chain.head for chain in chains]
+            views = [view for chain in chains for view in chain.writable]
+            sizes = [chain.writable_bytes for chain in chains]
+            counts = [len(chain.writable) for chain in chains]
         if not heads:
             return
         if min(sizes) < HEADER_SIZE:

@@ -26,7 +26,6 @@ import itertools
 import struct
 import threading
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from pyvmm.errors import GuestMemoryError
@@ -245,7 +244,7 @@ class Virtqueue:
         mask = self.size - 1
         old = position = self._next_used
         if len(used) >= MANY_USED and (position & mask) + len(used) <= self.size:
-            words = chain.from_iterable(used)
+            words = itertools.chain.from_iterable(used)
             struct.pack_into(f"<{2 * len(used)}I", ring, 4 + ((position & mask) << 3), *words)
             position += len(used)
         else:
