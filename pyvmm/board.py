@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pyvmm.virtio.console import ConsoleDevice
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
+    from pyvmm.virtio.net import NetDevice
     from pyvmm.virtio.pci_transport import VirtioPci
 
 
@@ -88,7 +89,7 @@ class Board:
         self.console: ConsoleDevice | None = None
         self._disks = 0
         self.balloon: BalloonDevice | None = None
-        self._nets = 0
+        self.nets: list[NetDevice] = []
         self._add_timekeeping()
         self._add_keyboard()
         self.power = self._add_power()
@@ -196,8 +197,7 @@ class Board:
         """The next virtio network card, plugged into ``tap``."""
         from pyvmm.virtio.net import NetDevice, made_up_mac
 
-        index = self._nets
-        self._nets += 1
+        index = len(self.nets)
         if config.mac:
             mac = bytes.fromhex(config.mac.replace(":", ""))
         else:
@@ -210,6 +210,7 @@ class Board:
             name=f"net{index}",
             on_error=self._requests.failed,
         )
+        self.nets.append(device)
         self.plug(device, config.transport)
 
     def add_rng(self, config: RngConfig) -> None:

@@ -380,6 +380,10 @@ class Machine:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
         self.board.power.press_power_button()
 
+    def set_link(self, card: int, up: bool) -> None:
+        """Plug the cable of a network card in or out; the first one is 0."""
+        self.board.nets[card].set_link(up)
+
     def resize_console(self, columns: int, rows: int) -> None:
         """The terminal that the virtio console is on has a new size. May be called by a signal
         handler."""

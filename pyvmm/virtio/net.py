@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from pyvmm.backends.tap import VNET_HEADER_SIZE, Offload
 from pyvmm.errors import GuestFaults
 from pyvmm.threads import NamedThread
 from pyvmm.virtio.device import DeviceId, VirtioDevice
@@ -41,7 +42,7 @@ BATCH = 16
 BATCH_BYTES = 256 << 10
 """Received bytes after which the guest hears of them, so that it works on them meanwhile."""
 
-HEADER_SIZE = 12
+HEADER_SIZE = VNET_HEADER_SIZE
 NUM_BUFFERS = 10
 """Where num_buffers is in struct virtio_net_hdr (5.1.6)."""
 ETHERNET_HEADER = 14
@@ -89,23 +90,13 @@ class NetFeature:
     CTRL_MAC_ADDR = 1 << 23
 
 
-class TapOffload:
-    """TUN_F_*: what the host may leave undone in a packet for us."""
-
-    CSUM = 0x01
-    TSO4 = 0x02
-    TSO6 = 0x04
-    TSO_ECN = 0x08
-    UFO = 0x10
-
-
 # What the guest may be given unfinished, what it may give so, and the tap's word for it.
 _OFFLOADS = (
-    (NetFeature.GUEST_CSUM, NetFeature.CSUM, TapOffload.CSUM),
-    (NetFeature.GUEST_TSO4, NetFeature.HOST_TSO4, TapOffload.TSO4),
-    (NetFeature.GUEST_TSO6, NetFeature.HOST_TSO6, TapOffload.TSO6),
-    (NetFeature.GUEST_ECN, NetFeature.HOST_ECN, TapOffload.TSO_ECN),
-    (NetFeature.GUEST_UFO, NetFeature.HOST_UFO, TapOffload.UFO),
+    (NetFeature.GUEST_CSUM, NetFeature.CSUM, Offload.CSUM),
+    (NetFeature.GUEST_TSO4, NetFeature.HOST_TSO4, Offload.TSO4),
+    (NetFeature.GUEST_TSO6, NetFeature.HOST_TSO6, Offload.TSO6),
+    (NetFeature.GUEST_ECN, NetFeature.HOST_ECN, Offload.TSO_ECN),
+    (NetFeature.GUEST_UFO, NetFeature.HOST_UFO, Offload.UFO),
 )
 _GUEST_OFFLOADS = sum(guest for guest, _, _ in _OFFLOADS)
 
@@ -145,7 +136,7 @@ class Backend(Protocol):
     """What a network card is plugged into; a :class:`~pyvmm.backends.tap.Tap`.
 
     A read from one of ``fds`` gives a packet behind a virtio_net_hdr, a write sends one; there is
-    one for each pair of queues, and it doesn't block. ``offloads`` is of :class:`TapOffload`.
+    one for each pair of queues, and it doesn't block. ``offloads`` is of :class:`Offload`.
     """
 
     name: str
@@ -405,10 +396,10 @@ class NetDevice(VirtioDevice):
         """Let the tap give us what the driver takes. The host knows no segmentation without
         checksums (nor does the standard, 5.1.3.1), and no ECN without TCP segmentation."""
         offloads = sum(tap for guest, _, tap in _OFFLOADS if features & guest)
-        if not offloads & TapOffload.CSUM:
+        if not offloads & Offload.CSUM:
             offloads = 0
-        if not offloads & (TapOffload.TSO4 | TapOffload.TSO6):
-            offloads &= ~(TapOffload.TSO_ECN | TapOffload.UFO)
+        if not offloads & (Offload.TSO4 | Offload.TSO6):
+            offloads &= ~(Offload.TSO_ECN | Offload.UFO)
         if not self.gone:
             try:
                 self.tap.set_offloads(offloads)
