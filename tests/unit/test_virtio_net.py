@@ -9,14 +9,16 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.fakes import RecordingFaults
+from unit.test_board import Bench
 from unit.virtio_driver import (
     EVENT_IDX,
     INDIRECT_DESC,
@@ -28,6 +30,8 @@ from unit.virtio_driver import (
     VirtioDriver,
 )
 
+from pyvmm.backends.tap import Tap
+from pyvmm.config import NetConfig
 from pyvmm.virtio import net
 from pyvmm.virtio.net import NetDevice, made_up_mac
 
@@ -199,6 +203,14 @@ def two_queues() -> Iterator[Card]:
     yield from idle_card(queues=2)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the card's thread does by itself."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def workers() -> list[str]:
     return sorted(t.name for t in threading.enumerate() if t.name.startswith("pyvmm-net0"))
 
@@ -298,8 +310,7 @@ def test_a_full_tap_is_waited_for(card: Card) -> None:
         card.tx[0].add([card.filled(packet)], [])
     card.tx[0].kick()
     (worker,) = card.device._pairs
-    while worker._writable:
-        pass
+    until(lambda: not worker._writable)
     assert len(card.tx[0].take()) < len(packets)
     assert [card.wire.recv(1 << 17) for _ in packets] == packets
 
@@ -391,8 +402,7 @@ def test_a_packet_waits_for_the_rest_of_its_buffers(card: Card) -> None:
     card.offer(1536)
     card.wire.send(HEADER + frame(payload))
     (worker,) = card.device._pairs
-    while not worker._spilled:
-        pass
+    until(lambda: bool(worker._spilled))
     for _ in range(5):
         card.offer(1536)
     assert b"".join(card.receive(6))[12:] == frame(payload)
@@ -408,8 +418,7 @@ def test_the_rx_doorbell_is_wanted_only_without_buffers(card: Card) -> None:
     for _ in range(4):
         card.wire.send(HEADER + frame())
     card.receive(3)
-    while ring.avail_event != 4:
-        assert workers()
+    until(lambda: ring.avail_event == 4)
     card.offer(2048)
     card.receive()
 
@@ -725,10 +734,7 @@ def test_the_link_goes_down_and_up(card: Card) -> None:
     card.offer(2048)
     card.wire.send(HEADER + frame(b"lost too"))
     (worker,) = card.device._pairs
-    while worker._readable:
-        pass
-    while select.select([card.tap.fds[0]], [], [], 0)[0]:
-        pass
+    until(lambda: not worker._readable and not select.select(card.tap.fds, [], [], 0)[0])
     card.device.set_link(True)
     assert card.driver.config(6, 2) == 1
     card.send(HEADER + frame(b"sent"))
@@ -781,3 +787,24 @@ def test_close_ends_the_thread_and_may_be_repeated(card: Card) -> None:
     card.device.close()
     card.device.close()
     assert workers() == []
+
+
+# On the board.
+
+
+def test_cards_on_the_board() -> None:
+    """Each has an address of its own, or the one that it is given, and a cable."""
+    bench = Bench()
+    taps = [FakeTap() for _ in range(3)]
+    configs = [NetConfig("tap7"), NetConfig("tap7"), NetConfig("tap7", mac="52:54:00:12:34:56")]
+    for config, tap in zip(configs, taps, strict=True):
+        bench.board.add_net(config, cast(Tap, tap), "vmlinuz")
+    first, second, third = bench.board.nets
+    assert [card.name for card in bench.board.nets] == ["net0", "net1", "net2"]
+    assert first.mac == made_up_mac("vmlinuz/tap7", 0)
+    assert second.mac == made_up_mac("vmlinuz/tap7", 1)
+    assert third.mac == OUR_MAC
+    assert len(bench.board.virtio) == 3
+    bench.board.close()
+    for tap in taps:
+        tap.close()
