@@ -55,7 +55,9 @@ SWITCH_INTERVAL = 100e-6
 """How long, in seconds, a thread that runs Python may keep another from it. The interpreter's 5 ms
 are how late a vCPU would see to its exit while a device is busy. With 100 us a woken thread waits
 100 us longer than on an idle interpreter, and the busy one loses nothing that can be measured; from
-50 us on it does (4 % there)."""
+50 us on it does (4 % there). With a disk that serves 32 requests at a time, an exit of the vCPU
+takes 0.14 ms or less in 99 of 100 cases whatever the interval, because each system call of the disk
+lets go of the interpreter; the slowest took 0.4 ms with 100 us, and 14 ms with 5 ms."""
 
 
 class Machine:

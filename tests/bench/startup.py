@@ -6,9 +6,12 @@ process's wall time is the time to the first instruction and back.
 
 from __future__ import annotations
 
+import compileall
 import subprocess
 import time
+from pathlib import Path
 
+import pyvmm
 from guests.asm.build import build
 from tests.bench.table import LESS, Row
 from tests.bench.vmm import BenchError, Guest, Vmm, installed
@@ -36,6 +39,8 @@ def milliseconds(vmm: Vmm, guest: Guest) -> float:
 
 def startup(rounds: int = ROUNDS) -> list[Row]:
     """From exec to the guest's first instruction, and exit."""
+    # An installed PyVMM has its bytecode; a checkout that was edited may not.
+    compileall.compile_dir(str(Path(pyvmm.__file__).parent), quiet=1)
     guest = Guest(build() / "at_once")
     vmms = installed(elf=True)
     samples: dict[str, list[float]] = {vmm.name: [] for vmm in vmms}
