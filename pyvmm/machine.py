@@ -56,9 +56,8 @@ SWITCH_INTERVAL = 100e-6
 are how late a vCPU would see to its exit while a device is busy. With 100 us a woken thread waits
 100 us longer than on an idle interpreter, and the busy one loses nothing that can be measured; from
 50 us on it does (4 % there). With a disk that serves 32 requests at a time, an exit of the vCPU
-takes 0.15 ms or less in 99 of 100 cases whatever the interval, because each system call of the disk
-lets go of the interpreter; the slowest took 0.4 ms with 100 us and 14 ms with 5 ms (medians of four
-runs of 0.4 s, on a host with nothing else to do)."""
+takes about 0.15 ms or less in 99 of 100 cases whatever the interval, because each system call of
+the disk lets go of the interpreter; the slowest of a run varies too much to choose by."""
 
 
 class Machine:
