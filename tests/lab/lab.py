@@ -67,7 +67,16 @@ MODULES = ["virtio_pci", "virtiofs", "overlay", "virtio_console", "kvm_amd", "tu
 # QEMU hides a guest's XSETBV from its hypervisor, and Linux wonders about that. Without XSAVE no
 # AVX either: Linux believes CPUID, and its modules for AES would execute what is undefined.
 CPU = "max,-xsave,-avx,-avx2,-f16c,-fma,-vaes"
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
+COMMAND_LINE = (
+    "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
+    # An emulated CPU now and then loses an interrupt while it enters a guest. A timer that is set
+    # for one moment never fires then, and who waits for it waits for ever; a periodic tick, which
+    # the emulated hardware repeats by itself, puts that right some milliseconds later.
+    " nohz=off highres=off"
+    # On AMD hosts the lab's kernel finds its two TSCs a few cycles apart, and would read a slow
+    # emulated clock chip instead.
+    " tsc=reliable"
+)
 PATH = f"{PROJECT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PASSED_ON = re.compile(r"HOME|USER|LANG|LC_\w+|TERM|TZ|CI|NO_COLOR|PY_COLORS|PYTEST_\w+|PYVMM_\w+")
 
