@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm import layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device, DoorbellController
-from pyvmm.config import BalloonConfig, ConsoleConfig, DiskConfig, NetConfig, RngConfig, VsockConfig
+from pyvmm.device_config import (
+    BalloonConfig,
+    ConsoleConfig,
+    DiskConfig,
+    NetConfig,
+    RngConfig,
+    VsockConfig,
+)
 from pyvmm.devices.cmos import Cmos
 from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
 from pyvmm.devices.i8042 import I8042

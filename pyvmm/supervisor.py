@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.backends.streams import StreamBackend, open_file, open_pty
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
-from pyvmm.config import MachineConfig, parse_place
+from pyvmm.config import MachineConfig
 from pyvmm.console_watch import ConsoleWatch
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
+from pyvmm.options import parse_place
 from pyvmm.outcome import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -10,25 +10,19 @@ from pyvmm.config import (
     DEFAULT_MEMORY,
     ENTRIES,
     ON_REBOOT,
-    TRANSPORTS,
-    BalloonConfig,
-    ConsoleConfig,
     CpuConfig,
     CpuPin,
-    DiskConfig,
     MachineConfig,
     MemoryBacking,
-    NetConfig,
-    RngConfig,
-    VsockConfig,
     command_line,
-    format_size,
-    parse_seconds,
 )
+from pyvmm.options import TRANSPORTS, format_size, parse_seconds
 from pyvmm.supervisor import Expectations, Supervisor, compile_patterns
 
 FILE = click.Path(readable=False)
 """For shell completion; what is wrong with a file, whoever opens it says better."""
+
+VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
 
 @click.command()
@@ -223,19 +217,15 @@ def run(**options: Any) -> None:
 
 def _machine_config(options: dict[str, Any]) -> MachineConfig:
     memory_size, memory_backing = MemoryBacking.parse(options["memory"])
-    affinity, rng, balloon = options["cpu_affinity"], options["rng"], options["balloon"]
-    disks = tuple(DiskConfig.parse(text) for text in options["disks"])
-    console = None
-    if options["console"] is not None or options["ports"]:
-        console = ConsoleConfig.parse(options["console"], options["ports"])
-    on_virtio = console is not None and console.place == "stdio"
+    affinity = options["cpu_affinity"]
+    on_virtio = (options["console"] or "").partition(",")[0] == "stdio"
     return MachineConfig(
         kernel=options["kernel"],
         initrd=options["initrd"],
         command_line=command_line(
             options["append"],
             default=not options["no_default_append"],
-            has_disk=bool(disks),
+            has_disk=bool(options["disks"]),
             has_initrd=options["initrd"] is not None,
             virtio_console=on_virtio,
         ),
@@ -244,18 +234,37 @@ def _machine_config(options: dict[str, Any]) -> MachineConfig:
         cpus=options["cpus"],
         cpu=CpuConfig.parse(options["cpu"]),
         cpu_affinity=() if affinity is None else CpuPin.parse(affinity),
-        disks=disks,
-        nets=tuple(NetConfig.parse(text) for text in options["nets"]),
-        rng=None if rng is None else RngConfig.parse(rng),
-        balloon=None if balloon is None else BalloonConfig.parse(balloon),
         name=options["name"],
         serial=options["serial"] or (("null",) if on_virtio else ("stdio",)),
-        console=console,
-        vsock=None if options["vsock"] is None else VsockConfig.parse(options["vsock"]),
         entry=options["entry"],
         on_reboot=options["on_reboot"],
         transport=options["transport"],
         mmio_cmdline=options["mmio_cmdline"],
         debug_console=options["debug_console"],
         debug_exit=options["debug_exit"],
+        **_virtio_devices(options),
     )
+
+
+def _virtio_devices(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the configuration that are virtio devices, as far as there are any."""
+    given = {name: options[name] for name in VIRTIO_OPTIONS if options[name] not in (None, ())}
+    if not given:
+        return {}
+    from pyvmm import device_config  # here, because not every machine has such a device
+
+    found: dict[str, Any] = {}
+    if "disks" in given:
+        found["disks"] = tuple(map(device_config.DiskConfig.parse, given["disks"]))
+    if "nets" in given:
+        found["nets"] = tuple(map(device_config.NetConfig.parse, given["nets"]))
+    if "rng" in given:
+        found["rng"] = device_config.RngConfig.parse(given["rng"])
+    if "balloon" in given:
+        found["balloon"] = device_config.BalloonConfig.parse(given["balloon"])
+    if "console" in given or "ports" in given:
+        console = device_config.ConsoleConfig.parse(options["console"], options["ports"])
+        found["console"] = console
+    if "vsock" in given:
+        found["vsock"] = device_config.VsockConfig.parse(given["vsock"])
+    return found

@@ -21,10 +21,10 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from pyvmm.config import format_size
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import NS_PER_SECOND, Clock, Reactor
 from pyvmm.memory import KIB, MIB, GuestMemory, align_up
+from pyvmm.options import format_size
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue

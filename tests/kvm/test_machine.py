@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.backends.character import NullBackend
-from pyvmm.config import DiskConfig, MachineConfig
+from pyvmm.config import MachineConfig
+from pyvmm.device_config import DiskConfig
 from pyvmm.errors import ImageError
 from pyvmm.machine import Machine
 from pyvmm.memory import MIB

@@ -14,7 +14,8 @@ from kvm.command import Running
 from linux.boot import TIMEOUT, Images, boot, boot_command, job
 
 from pyvmm.backends.character import NullBackend
-from pyvmm.config import BalloonConfig, MachineConfig, MemoryBacking, RngConfig
+from pyvmm.config import MachineConfig, MemoryBacking
+from pyvmm.device_config import BalloonConfig, RngConfig
 from pyvmm.machine import Machine
 from pyvmm.memory import MIB
 from pyvmm.outcome import Reason

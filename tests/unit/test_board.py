@@ -15,7 +15,7 @@ from pyvmm import layout
 from pyvmm.backends.character import NullBackend
 from pyvmm.backends.disk import DiskImage
 from pyvmm.board import Board, Requests, Wiring
-from pyvmm.config import BalloonConfig, DiskConfig, RngConfig
+from pyvmm.device_config import BalloonConfig, DiskConfig, RngConfig
 from pyvmm.devices.pci import PciBus
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.interrupts import IrqLine

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 
 from pyvmm.config import (
     DEFAULT_COMMAND_LINE,
-    BalloonConfig,
-    ConsoleConfig,
     CpuConfig,
     CpuPin,
-    DiskConfig,
     MachineConfig,
     MemoryBacking,
+    command_line,
+)
+from pyvmm.device_config import (
+    BalloonConfig,
+    ConsoleConfig,
+    DiskConfig,
     PortConfig,
     RngConfig,
     VsockConfig,
-    command_line,
-    format_size,
-    parse_seconds,
-    parse_size,
 )
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GIB, KIB, MIB
+from pyvmm.options import format_size, parse_seconds, parse_size
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.config import MachineConfig, NetConfig
+from pyvmm.config import MachineConfig
+from pyvmm.device_config import NetConfig
 from pyvmm.errors import ConfigError
 
 

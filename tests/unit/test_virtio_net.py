@@ -31,7 +31,7 @@ from unit.virtio_driver import (
 )
 
 from pyvmm.backends.tap import Tap
-from pyvmm.config import NetConfig
+from pyvmm.device_config import NetConfig
 from pyvmm.virtio import net
 from pyvmm.virtio.net import NetDevice, made_up_mac
 
