@@ -6,21 +6,12 @@ doorbells and the clock come from outside, so a board can be built and poked in 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device, DoorbellController
-from pyvmm.device_config import (
-    BalloonConfig,
-    ConsoleConfig,
-    DiskConfig,
-    NetConfig,
-    RngConfig,
-    VsockConfig,
-)
 from pyvmm.devices.cmos import Cmos
 from pyvmm.devices.debug import DebugConsole, DebugExit, PostPort
 from pyvmm.devices.i8042 import I8042
@@ -36,14 +27,8 @@ from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
-    from pyvmm.backends.disk import DiskImage
-    from pyvmm.backends.tap import Tap
-    from pyvmm.backends.unix_socket import UnixListener
-    from pyvmm.virtio.balloon import BalloonDevice
-    from pyvmm.virtio.console import ConsoleDevice
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
-    from pyvmm.virtio.net import NetDevice
     from pyvmm.virtio.pci_transport import VirtioPci
 
 
@@ -76,9 +61,9 @@ class Requests(NamedTuple):
 
 
 class Board:
-    """The buses with the devices of every PC on them. Serial ports, disks and debug ports are
-    plugged in by the ``add_`` methods, then :meth:`assign_pci_addresses` does what firmware
-    would. ``transport`` is that of virtio devices which don't name theirs."""
+    """The buses with the devices of every PC on them. Serial and debug ports are put there by the
+    ``add_`` methods and virtio devices by :meth:`plug`, then :meth:`assign_pci_addresses` does
+    what firmware would. ``transport`` is that of virtio devices which don't name theirs."""
 
     def __init__(self, wiring: Wiring, requests: Requests, transport: str = "pci") -> None:
         self._wiring = wiring
@@ -93,10 +78,6 @@ class Board:
         self.virtio: list[VirtioPci | VirtioMmio] = []
         self.mmio_slots: list[MmioSlot] = []
         self._mmio_irqs: dict[int, SharedIrq] = {}
-        self.console: ConsoleDevice | None = None
-        self._disks = 0
-        self.balloon: BalloonDevice | None = None
-        self.nets: list[NetDevice] = []
         self._add_timekeeping()
         self._add_keyboard()
         self.power = self._add_power()
@@ -180,101 +161,6 @@ class Board:
         self.devices[f"com{number + 1}"] = port
         return port
 
-    def add_disk(self, config: DiskConfig, image: DiskImage) -> None:
-        """The next virtio disk."""
-        from pyvmm.virtio.blk import BlockDevice  # here, because not every machine has a disk
-
-        wiring = self._wiring
-        name = f"vd{chr(ord('a') + self._disks)}"
-        self._disks += 1
-
-        def io_failed(error: OSError) -> None:
-            wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
-
-        device = BlockDevice(
-            image,
-            config.serial,
-            name=name,
-            on_io_error=io_failed,
-            on_error=self._requests.failed,
-        )
-        self.plug(device, config.transport)
-
-    def add_net(self, config: NetConfig, tap: Tap, machine_name: str) -> None:
-        """The next virtio network card, plugged into ``tap``."""
-        from pyvmm.virtio.net import NetDevice, made_up_mac
-
-        index = len(self.nets)
-        if config.mac:
-            mac = bytes.fromhex(config.mac.replace(":", ""))
-        else:
-            mac = made_up_mac(f"{machine_name}/{tap.name}", index)
-        device = NetDevice(
-            tap,
-            mac,
-            self._wiring.faults,
-            mtu=config.mtu,
-            name=f"net{index}",
-            on_error=self._requests.failed,
-        )
-        self.nets.append(device)
-        self.plug(device, config.transport)
-
-    def add_rng(self, config: RngConfig) -> None:
-        """A virtio entropy device."""
-        from pyvmm.virtio.rng import EntropyDevice  # here, because few machines have one
-
-        wiring = self._wiring
-        source = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
-        device = EntropyDevice(wiring.reactor, wiring.clock, source, config.rate)
-        self.plug(device, config.transport)
-
-    def add_balloon(self, config: BalloonConfig) -> None:
-        """A virtio memory balloon, afterwards :attr:`balloon`."""
-        from pyvmm.virtio.balloon import BalloonDevice  # here, because few machines have one
-
-        wiring = self._wiring
-        self.balloon = BalloonDevice(
-            wiring.reactor,
-            wiring.clock,
-            wiring.memory,
-            wiring.faults,
-            target=config.size,
-            stats_seconds=config.stats_seconds,
-            free_page_reporting=config.free_page_reporting,
-            deflate_on_oom=config.deflate_on_oom,
-        )
-        self.plug(self.balloon, config.transport)
-
-    def add_console(
-        self,
-        config: ConsoleConfig,
-        console: CharacterBackend | None,
-        ports: Sequence[CharacterBackend],
-        size: tuple[int, int] | None,
-    ) -> None:
-        """The virtio console, with its named ports; ``size`` is the terminal's that it is on."""
-        from pyvmm.virtio.console import ConsoleDevice
-
-        names = [port.name for port in config.ports]
-        self.console = ConsoleDevice(
-            self._wiring.reactor,
-            self._wiring.clock,
-            self._wiring.faults,
-            console,
-            list(zip(names, ports, strict=True)),
-            size,
-        )
-        self.plug(self.console, config.transport)
-
-    def add_vsock(self, config: VsockConfig, listener: UnixListener) -> None:
-        """The virtio socket device."""
-        from pyvmm.virtio.vsock import VsockDevice
-
-        wiring = self._wiring
-        device = VsockDevice(wiring.reactor, wiring.clock, wiring.faults, config.cid, listener)
-        self.plug(device, config.transport)
-
     def plug(self, device: VirtioDevice, transport: str = "") -> None:
         """Put a virtio device behind ``transport`` (the machine's if empty), the next one of its
         bus."""
@@ -355,7 +241,7 @@ class Board:
     def resume(self) -> None:
         """Let the devices go on."""
         for transport in self.virtio:
-            transport.device.resume()
+            transport.session.resume()
 
     def close(self) -> None:
         """Release what the devices have of the host's; the board is of no use afterwards."""

@@ -19,7 +19,6 @@ the second boot finds is what the first one found, by construction.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -41,15 +40,13 @@ from pyvmm.kvm.cpuid import guest_cpuid
 from pyvmm.kvm.irqchip import InterruptRouter, KvmDoorbells
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.peripherals import ConsoleBackends, Peripherals
 from pyvmm.threads import usable_cpus
 from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, enter, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.backends.disk import DiskImage
-    from pyvmm.backends.tap import Tap
-    from pyvmm.backends.unix_socket import UnixListener
 
 SWITCH_INTERVAL = 100e-6
 """How long, in seconds, a thread that runs Python may keep another from it. The interpreter's 5 ms
@@ -60,14 +57,18 @@ takes about 0.15 ms or less in 99 of 100 cases whatever the interval, because ea
 the disk lets go of the interpreter; the slowest of a run varies too much to choose by."""
 
 
+NO_BACKENDS = ConsoleBackends()
+
+
 class Machine:
     """A virtual machine made from ``config``.
 
-    ``serial`` are the backends of COM1 and on, ``console`` and ``ports`` the virtio console's, if
-    there is one, and ``console_size`` the terminal's that it is on; ``loop`` is the event loop that
-    they use, if they use one; it is closed with the machine. Raises
-    :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do; no disk has been
-    written then.
+    ``serial`` are the backends of COM1 and on, ``virtio_console`` those of the virtio console, if
+    there is one; ``loop`` is the event loop that they use, if they use one; it is closed with the
+    machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do;
+    no disk has been written then.
+
+    ``peripherals`` has the virtio devices that can be asked for something, such as the balloon.
     """
 
     def __init__(
@@ -75,9 +76,7 @@ class Machine:
         config: MachineConfig,
         serial: Sequence[CharacterBackend] = (),
         *,
-        console: CharacterBackend | None = None,
-        ports: Sequence[CharacterBackend] = (),
-        console_size: tuple[int, int] | None = None,
+        virtio_console: ConsoleBackends = NO_BACKENDS,
         loop: EventLoop | None = None,
         faults: GuestFaults | None = None,
     ) -> None:
@@ -90,7 +89,7 @@ class Machine:
         """Called when a reset has brought the guest to rest, on the I/O thread; may call
         :meth:`end`, and there is no reset then."""
         self._serial_ports = len(serial)
-        self._console = console, ports, console_size
+        self._virtio_console = virtio_console
         self._lifecycle = threading.RLock()  # held while vCPUs are started, and waited for
         self._started = False
         self._paused = False
@@ -108,9 +107,7 @@ class Machine:
     def _build(self, serial: Sequence[CharacterBackend], resources: ExitStack) -> None:
         """Make all parts; what must be given back is left with ``resources``, last made first."""
         config = self.config
-        self._disks = self._open_disks(resources)
-        self._taps = self._open_taps(resources)
-        self._vsock_listener = self._open_vsock(resources)
+        self.peripherals = Peripherals(config, resources)
         pins = self._check_affinity()
         self.memory = GuestMemory(config.memory_size, **config.memory_backing._asdict())
         resources.callback(self.memory.close)
@@ -173,42 +170,6 @@ class Machine:
         self.memory.write(layout.ACPI_TABLES, tables.blob)
         return entry
 
-    def _open_disks(self, resources: ExitStack) -> list[DiskImage]:
-        if not self.config.disks:
-            return []
-        from pyvmm.backends.disk import DiskImage  # here, because not every machine has a disk
-
-        images = []
-        for disk in self.config.disks:
-            image = DiskImage.open(disk.path, readonly=disk.readonly)
-            resources.callback(image.close)
-            images.append(image)
-        return images
-
-    def _open_taps(self, resources: ExitStack) -> list[Tap]:
-        if not self.config.nets:
-            return []
-        from pyvmm.backends.tap import Tap  # here, because not every machine has a network
-
-        taps = []
-        for net in self.config.nets:
-            if net.fds:
-                tap = Tap.inherit(net.fds)
-            else:
-                tap = Tap.open(net.ifname, queues=net.queues, mtu=net.mtu)
-            resources.callback(tap.close)
-            taps.append(tap)
-        return taps
-
-    def _open_vsock(self, resources: ExitStack) -> UnixListener | None:
-        if self.config.vsock is None:
-            return None
-        from pyvmm.backends.unix_socket import UnixListener  # here: sockets take long to import
-
-        listener = UnixListener(self.config.vsock.path, "--vsock", backlog=128)
-        resources.callback(listener.close)
-        return listener
-
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
         wiring = Wiring(
             memory=self.memory,
@@ -229,19 +190,7 @@ class Machine:
         board = Board(wiring, requests, self.config.transport)
         for backend in serial:
             board.add_serial_port(backend)
-        for disk, image in zip(self.config.disks, self._disks, strict=True):
-            board.add_disk(disk, image)
-        name = self.config.name or os.path.basename(self.config.kernel)
-        for net, tap in zip(self.config.nets, self._taps, strict=True):
-            board.add_net(net, tap, name)
-        if self.config.rng is not None:
-            board.add_rng(self.config.rng)
-        if self.config.balloon is not None:
-            board.add_balloon(self.config.balloon)
-        if self.config.console is not None:
-            board.add_console(self.config.console, *self._console)
-        if self.config.vsock is not None and self._vsock_listener is not None:
-            board.add_vsock(self.config.vsock, self._vsock_listener)
+        self.peripherals.plug(board, wiring, requests, self._virtio_console)
         if self.config.debug_console and serial:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:
@@ -384,12 +333,12 @@ class Machine:
 
     def set_link(self, card: int, up: bool) -> None:
         """Plug the cable of a network card in or out; the first one is 0."""
-        self.board.nets[card].set_link(up)
+        self.peripherals.nets[card].set_link(up)
 
     def resize_console(self, columns: int, rows: int) -> None:
         """The terminal that the virtio console is on has a new size. May be called by a signal
         handler."""
-        console = self.board.console
+        console = self.peripherals.console
         if console is not None:
             self.loop.call(lambda: console.resize(columns, rows))
 

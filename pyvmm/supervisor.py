@@ -28,6 +28,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.options import parse_place
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.peripherals import ConsoleBackends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,9 +127,7 @@ class Supervisor:
         return Machine(
             self._config,
             serial,
-            console=console,
-            ports=ports,
-            console_size=self._terminal_size(),
+            virtio_console=ConsoleBackends(console, ports, self._terminal_size()),
             loop=self._loop,
             faults=faults,
         )

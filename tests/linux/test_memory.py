@@ -82,7 +82,7 @@ def test_entropy_and_a_balloon(images: Images) -> None:
         balloon=BalloonConfig(stats_seconds=0.2),
     )
     machine = Machine(config, [console])
-    balloon = machine.board.balloon
+    balloon = machine.peripherals.balloon
     assert balloon is not None
 
     def allocated() -> int:

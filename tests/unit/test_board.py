@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,13 +14,14 @@ from unit.virtio_echo import Echo
 
 from pyvmm import layout
 from pyvmm.backends.character import NullBackend
-from pyvmm.backends.disk import DiskImage
 from pyvmm.board import Board, Requests, Wiring
+from pyvmm.config import MachineConfig
 from pyvmm.device_config import BalloonConfig, DiskConfig, RngConfig
 from pyvmm.devices.pci import PciBus
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.interrupts import IrqLine
-from pyvmm.memory import MIB, PAGE_SIZE, GuestMemory
+from pyvmm.memory import MIB, GuestMemory
+from pyvmm.peripherals import ConsoleBackends, Peripherals
 
 
 class NoDoorbells:
@@ -40,7 +42,7 @@ class Bench:
         self.wishes: list[str] = []
         self.said: list[str] = []
         memory = GuestMemory(4 * MIB)
-        wiring = Wiring(
+        self.wiring = Wiring(
             memory=memory,
             line=self.line,
             msi=FakeMsi(),
@@ -49,14 +51,14 @@ class Bench:
             reactor=FakeReactor(),
             faults=GuestFaults(self.said.append),
         )
-        requests = Requests(
+        self.requests = Requests(
             power_off=lambda: self.wishes.append("power off"),
             reset=lambda: self.wishes.append("reset"),
             panicked=lambda: self.wishes.append("panicked"),
             debug_exit=lambda value: self.wishes.append(f"exit {value}"),
             failed=lambda error: self.wishes.append(f"failed {error!r}"),
         )
-        self.board = Board(wiring, requests)
+        self.board = Board(self.wiring, self.requests)
 
     def line(self, gsi: int) -> IrqLine:
         def drive(level: bool) -> None:
@@ -182,14 +184,18 @@ def full_bench(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
         bench.board.add_serial_port(NullBackend())
     bench.board.add_debug_console(NullBackend())
     bench.board.add_debug_exit()
-    image = DiskImage.open(str(path), readonly=False)
-    bench.board.add_disk(DiskConfig(str(path)), image)
-    bench.board.add_rng(RngConfig(transport="mmio"))
-    bench.board.add_balloon(BalloonConfig())
-    bench.board.assign_pci_addresses()
-    yield bench
-    bench.board.quiesce()
-    image.close()
+    config = MachineConfig(
+        kernel="vmlinuz",
+        disks=(DiskConfig(str(path)),),
+        rng=RngConfig(transport="mmio"),
+        balloon=BalloonConfig(),
+    )
+    with ExitStack() as resources:
+        peripherals = Peripherals(config, resources)
+        peripherals.plug(bench.board, bench.wiring, bench.requests, ConsoleBackends())
+        bench.board.assign_pci_addresses()
+        yield bench
+        bench.board.quiesce()
 
 
 def state(board: Board) -> dict[str, dict[str, Any]]:
@@ -219,8 +225,8 @@ def test_a_reset_leaves_no_trace(full_bench: Bench) -> None:
     touched: set[str] = set()
     for seed in range(20):
         numbers = Random(seed)
-        assert board.balloon is not None
-        board.balloon.write_config(4, 4, seed + 1)  # how much it has; chance doesn't get there
+        balloon = board.virtio[2].device
+        balloon.write_config(4, 4, seed + 1)  # how much it has; chance doesn't get there
         for _ in range(2000):
             bus = numbers.choice((board.pio, board.mmio))
             found = numbers.choice(bus.ranges())
@@ -264,12 +270,3 @@ def test_the_battery_keeps_the_cmos_ram(full_bench: Bench) -> None:
     full_bench.board.reset()
     assert cmos(0x40) == 0x5A
     assert cmos(0x0B) == 0x02
-
-
-def test_what_the_balloon_is_to_take(bench: Bench) -> None:
-    assert bench.board.balloon is None
-    bench.board.add_balloon(BalloonConfig(size=MIB))
-    assert bench.board.balloon is not None
-    assert bench.board.balloon.target == MIB
-    bench.board.balloon.set_target(2 * MIB)
-    assert bench.board.virtio[0].device.read_config(0, 4) == 2 * MIB // PAGE_SIZE

@@ -12,13 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.fakes import RecordingFaults
-from unit.test_board import Bench
 from unit.virtio_driver import (
     EVENT_IDX,
     INDIRECT_DESC,
@@ -30,8 +29,6 @@ from unit.virtio_driver import (
     VirtioDriver,
 )
 
-from pyvmm.backends.tap import Tap
-from pyvmm.device_config import NetConfig
 from pyvmm.virtio import net
 from pyvmm.virtio.net import NetDevice, made_up_mac
 
@@ -787,24 +784,3 @@ def test_close_ends_the_thread_and_may_be_repeated(card: Card) -> None:
     card.device.close()
     card.device.close()
     assert workers() == []
-
-
-# On the board.
-
-
-def test_cards_on_the_board() -> None:
-    """Each has an address of its own, or the one that it is given, and a cable."""
-    bench = Bench()
-    taps = [FakeTap() for _ in range(3)]
-    configs = [NetConfig("tap7"), NetConfig("tap7"), NetConfig("tap7", mac="52:54:00:12:34:56")]
-    for config, tap in zip(configs, taps, strict=True):
-        bench.board.add_net(config, cast(Tap, tap), "vmlinuz")
-    first, second, third = bench.board.nets
-    assert [card.name for card in bench.board.nets] == ["net0", "net1", "net2"]
-    assert first.mac == made_up_mac("vmlinuz/tap7", 0)
-    assert second.mac == made_up_mac("vmlinuz/tap7", 1)
-    assert third.mac == OUR_MAC
-    assert len(bench.board.virtio) == 3
-    bench.board.close()
-    for tap in taps:
-        tap.close()

@@ -1,0 +1,197 @@
+"""A machine's virtio devices: from what the configuration says of each to the device on the board.
+
+That takes two steps. First the host's side is opened (images, taps, a socket), so that what the
+host lacks is said before a VM is built. The devices themselves are made when there is a board to
+plug them into. Their modules are imported when there is one of a kind: few machines have all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm.board import Board, Requests, Wiring
+from pyvmm.config import MachineConfig
+
+if TYPE_CHECKING:
+    from pyvmm.backends.character import CharacterBackend
+    from pyvmm.backends.disk import DiskImage
+    from pyvmm.backends.tap import Tap
+    from pyvmm.backends.unix_socket import UnixListener
+    from pyvmm.device_config import (
+        BalloonConfig,
+        ConsoleConfig,
+        DiskConfig,
+        NetConfig,
+        RngConfig,
+        VsockConfig,
+    )
+    from pyvmm.virtio.balloon import BalloonDevice
+    from pyvmm.virtio.console import ConsoleDevice
+    from pyvmm.virtio.net import NetDevice
+
+
+class ConsoleBackends(NamedTuple):
+    """Where the virtio console's console and ports go; ``size`` is the terminal's, columns and
+    rows, if the console is on one."""
+
+    console: CharacterBackend | None = None
+    ports: Sequence[CharacterBackend] = ()
+    size: tuple[int, int] | None = None
+
+
+class Peripherals:
+    """The virtio devices that ``config`` names, with their host's side open; ``resources`` closes
+    it. Raises :class:`~pyvmm.errors.PyvmmError` if something can't be opened.
+
+    :meth:`plug` makes the devices. Those that can be asked for something afterwards are ``nets``,
+    ``balloon`` and ``console``.
+    """
+
+    def __init__(self, config: MachineConfig, resources: ExitStack) -> None:
+        self._config = config
+        self._images = [_open_image(disk, resources) for disk in config.disks]
+        self._taps = [_open_tap(net, resources) for net in config.nets]
+        self._listener = None if config.vsock is None else _open_vsock(config.vsock, resources)
+        self.nets: list[NetDevice] = []
+        self.balloon: BalloonDevice | None = None
+        self.console: ConsoleDevice | None = None
+
+    def plug(
+        self, board: Board, wiring: Wiring, requests: Requests, console: ConsoleBackends
+    ) -> None:
+        """Make the devices, and plug them into ``board``: always in the same order, by which the
+        guest numbers them."""
+        config = self._config
+        for index, (disk, image) in enumerate(zip(config.disks, self._images, strict=True)):
+            _plug_disk(disk, index, image, board, wiring, requests)
+        for net, tap in zip(config.nets, self._taps, strict=True):
+            self._plug_net(net, tap, board, wiring, requests)
+        if config.rng is not None:
+            _plug_rng(config.rng, board, wiring)
+        if config.balloon is not None:
+            self._plug_balloon(config.balloon, board, wiring)
+        if config.console is not None:
+            self._plug_console(config.console, console, board, wiring)
+        if config.vsock is not None and self._listener is not None:
+            _plug_vsock(config.vsock, self._listener, board, wiring)
+
+    def _plug_net(
+        self, config: NetConfig, tap: Tap, board: Board, wiring: Wiring, requests: Requests
+    ) -> None:
+        from pyvmm.virtio.net import NetDevice, made_up_mac
+
+        index = len(self.nets)
+        machine = self._config.name or os.path.basename(self._config.kernel)
+        if config.mac:
+            mac = bytes.fromhex(config.mac.replace(":", ""))
+        else:
+            mac = made_up_mac(f"{machine}/{tap.name}", index)
+        device = NetDevice(
+            tap,
+            mac,
+            wiring.faults,
+            mtu=config.mtu,
+            name=f"net{index}",
+            on_error=requests.failed,
+        )
+        self.nets.append(device)
+        board.plug(device, config.transport)
+
+    def _plug_balloon(self, config: BalloonConfig, board: Board, wiring: Wiring) -> None:
+        from pyvmm.virtio.balloon import BalloonDevice
+
+        self.balloon = BalloonDevice(
+            wiring.reactor,
+            wiring.clock,
+            wiring.memory,
+            wiring.faults,
+            target=config.size,
+            stats_seconds=config.stats_seconds,
+            free_page_reporting=config.free_page_reporting,
+            deflate_on_oom=config.deflate_on_oom,
+        )
+        board.plug(self.balloon, config.transport)
+
+    def _plug_console(
+        self, config: ConsoleConfig, backends: ConsoleBackends, board: Board, wiring: Wiring
+    ) -> None:
+        from pyvmm.virtio.console import ConsoleDevice
+
+        names = [port.name for port in config.ports]
+        self.console = ConsoleDevice(
+            wiring.reactor,
+            wiring.clock,
+            wiring.faults,
+            backends.console,
+            list(zip(names, backends.ports, strict=True)),
+            backends.size,
+        )
+        board.plug(self.console, config.transport)
+
+
+def _open_image(config: DiskConfig, resources: ExitStack) -> DiskImage:
+    from pyvmm.backends.disk import DiskImage
+
+    image = DiskImage.open(config.path, readonly=config.readonly)
+    resources.callback(image.close)
+    return image
+
+
+def _open_tap(config: NetConfig, resources: ExitStack) -> Tap:
+    from pyvmm.backends.tap import Tap
+
+    if config.fds:
+        tap = Tap.inherit(config.fds)
+    else:
+        tap = Tap.open(config.ifname, queues=config.queues, mtu=config.mtu)
+    resources.callback(tap.close)
+    return tap
+
+
+def _open_vsock(config: VsockConfig, resources: ExitStack) -> UnixListener:
+    from pyvmm.backends.unix_socket import UnixListener
+
+    listener = UnixListener(config.path, "--vsock", backlog=128)
+    resources.callback(listener.close)
+    return listener
+
+
+def _plug_disk(
+    config: DiskConfig,
+    index: int,
+    image: DiskImage,
+    board: Board,
+    wiring: Wiring,
+    requests: Requests,
+) -> None:
+    from pyvmm.virtio.blk import BlockDevice
+
+    def io_failed(error: OSError) -> None:
+        wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
+
+    device = BlockDevice(
+        image,
+        config.serial,
+        name=f"vd{chr(ord('a') + index)}",
+        on_io_error=io_failed,
+        on_error=requests.failed,
+    )
+    board.plug(device, config.transport)
+
+
+def _plug_rng(config: RngConfig, board: Board, wiring: Wiring) -> None:
+    from pyvmm.virtio.rng import EntropyDevice
+
+    source = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
+    device = EntropyDevice(wiring.reactor, wiring.clock, source, config.rate)
+    board.plug(device, config.transport)
+
+
+def _plug_vsock(config: VsockConfig, listener: UnixListener, board: Board, wiring: Wiring) -> None:
+    from pyvmm.virtio.vsock import VsockDevice
+
+    device = VsockDevice(wiring.reactor, wiring.clock, wiring.faults, config.cid, listener)
+    board.plug(device, config.transport)
