@@ -25,6 +25,7 @@ from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import NS_PER_SECOND, Clock, Reactor
 from pyvmm.memory import KIB, MIB, GuestMemory, align_up
 from pyvmm.options import format_size
+from pyvmm.virtio.buffers import gather
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue
@@ -203,10 +204,10 @@ class BalloonDevice(LoopDevice):
         while budget > 0:
             job = self._jobs.get(index)
             if job is None:
-                chains = queue.pop_batch(1)
-                if not chains:
-                    return queue.enable_notifications()
-                job = self._jobs[index] = self._job(index, chains[0])
+                chain = queue.pop()
+                if chain is None:
+                    return False
+                job = self._jobs[index] = self._job(index, chain)
             budget = self._work(job, budget - MIN_COST)
             if not job.ranges:
                 del self._jobs[index]
@@ -243,7 +244,7 @@ class BalloonDevice(LoopDevice):
 
     def _inflated(self, chain: Chain) -> list[tuple[int, int]]:
         """The pages that an array of page numbers names, as (GPA, length) of RAM."""
-        data = _gather(chain.readable, 4 * MAX_PAGES)
+        data = gather(chain.readable, 4 * MAX_PAGES)
         if chain.readable_bytes > len(data) or len(data) % 4:
             self._faults.report(
                 "balloon: not an array of page numbers", "%d bytes", chain.readable_bytes
@@ -278,7 +279,7 @@ class BalloonDevice(LoopDevice):
             if self._stats_head is not None:
                 queue.push_batch([(self._stats_head, 0)])  # there should be one at a time
             self._stats_head = chain.head
-            data = _gather(chain.readable, 64 * _STATISTIC.size)
+            data = gather(chain.readable, 64 * _STATISTIC.size)
             whole = len(data) // _STATISTIC.size * _STATISTIC.size
             for tag, value in _STATISTIC.iter_unpack(data[:whole]):
                 if tag < len(STATISTICS):
@@ -318,13 +319,3 @@ def coalesce(pages: Iterable[int]) -> list[tuple[int, int]]:
     if start < end:
         found.append((start << PAGE_SHIFT, (end - start) << PAGE_SHIFT))
     return found
-
-
-def _gather(buffers: list[memoryview], limit: int) -> bytes:
-    """A copy of what the buffers hold, ``limit`` bytes at most."""
-    data = bytearray()
-    for buffer in buffers:
-        data += buffer[: limit - len(data)]
-        if len(data) >= limit:
-            break
-    return bytes(data)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pyvmm.backends.disk import SECTOR_SIZE, DiskImage
 from pyvmm.errors import ConfigError
 from pyvmm.threads import NamedThread
+from pyvmm.virtio.buffers import behind, gather, scatter
 from pyvmm.virtio.device import DeviceId, VirtioDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
 
@@ -207,7 +208,7 @@ class BlockDevice(VirtioDevice):
                 return VIRTIO_BLK_S_OK, 0
             if kind == VIRTIO_BLK_T_GET_ID:
                 identity = self._serial.ljust(SERIAL_LENGTH, b"\0")
-                return VIRTIO_BLK_S_OK, _scatter(identity, request.data_in)
+                return VIRTIO_BLK_S_OK, scatter(identity, request.data_in)
             if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
                 return self._write_segments(request), 0
         except OSError as error:
@@ -278,7 +279,7 @@ class Request:
             del out[0]
             self.data_out = out
         else:
-            header, self.data_out = _split(out)
+            header, self.data_out = gather(out, _HEADER.size), behind(out, _HEADER.size)
         self.kind, self.sector = _HEADER.unpack(header)
         self.data_in = into
         last = into.pop()
@@ -286,27 +287,6 @@ class Request:
             into.append(last[:-1])
             last = last[-1:]
         self.status = last
-
-
-def _split(buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:
-    """The header, and the buffers without it."""
-    header = b""
-    for index, buffer in enumerate(buffers):
-        missing = _HEADER.size - len(header)
-        header += bytes(buffer[:missing])
-        if missing < len(buffer):
-            return header, [buffer[missing:], *buffers[index + 1 :]]
-    return header, []
-
-
-def _scatter(data: bytes, buffers: list[memoryview]) -> int:
-    """Copy ``data`` to the guest, as much as it has room for; how much that was."""
-    done = 0
-    for buffer in buffers:
-        piece = data[done : done + len(buffer)]
-        buffer[: len(piece)] = piece
-        done += len(piece)
-    return done
 
 
 def _config_space(image: DiskImage) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 from pyvmm.backends.character import CharacterBackend, NullBackend
 from pyvmm.errors import GuestFaults
 from pyvmm.eventloop import Clock, Reactor
+from pyvmm.virtio.buffers import gather, scatter
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
@@ -209,7 +210,7 @@ class ConsoleDevice(LoopDevice):
         queue = self.queues[CONTROL_RECEIVEQ]
         used = []
         while self._messages:
-            chain = pop(queue)
+            chain = queue.pop()
             if chain is None:
                 break
             message = self._messages.pop(next(iter(self._messages)))
@@ -224,7 +225,7 @@ class ConsoleDevice(LoopDevice):
         if not chains:
             return queue.enable_notifications()
         for chain in chains:
-            message = b"".join(bytes(view[: _CONTROL.size]) for view in chain.readable[:8])
+            message = gather(chain.readable, _CONTROL.size)
             if len(message) < _CONTROL.size:
                 self.faults.report("virtio-console: control message too short")
             else:
@@ -324,7 +325,7 @@ class ConsolePort:
             return 0
         used: list[tuple[int, int]] = []
         done = 0
-        while done < len(data) and (chain := pop(queue)) is not None:
+        while done < len(data) and (chain := queue.pop()) is not None:
             if not chain.writable:
                 raise VirtqueueError("buffer for input that can't be written")
             written = scatter(data[done:], chain.writable)
@@ -438,25 +439,3 @@ class ConsolePort:
 def queue_index(port: int) -> int:
     """Where a port's receive queue is; its transmit queue is the next (5.3.2)."""
     return 2 * port + 2 if port else 0
-
-
-def pop(queue: Virtqueue) -> Chain | None:
-    """The next chain; None if there is none, and then the driver will ring for the next."""
-    while True:
-        chains = queue.pop_batch(1)
-        if chains:
-            return chains[0]
-        if not queue.enable_notifications():
-            return None
-
-
-def scatter(data: bytes | memoryview, buffers: list[memoryview]) -> int:
-    """Copy ``data`` to the guest, as much as it has room for; how much that was."""
-    done = 0
-    for buffer in buffers:
-        if done == len(data):
-            break
-        piece = data[done : done + len(buffer)]
-        buffer[: len(piece)] = piece
-        done += len(piece)
-    return done

@@ -32,6 +32,7 @@ from typing import Protocol
 from pyvmm.backends.tap import VNET_HEADER_SIZE, Offload
 from pyvmm.errors import GuestFaults
 from pyvmm.threads import NamedThread
+from pyvmm.virtio.buffers import gather, scatter
 from pyvmm.virtio.device import DeviceId, VirtioDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
 
@@ -639,7 +640,7 @@ class QueuePair:
                 "network: receive buffers too small", "%d bytes for a packet of %d", room, length
             )
         else:
-            _scatter(self._spill[: length - self._room], views, self._room)
+            scatter(self._spill[: length - self._room], views, self._room)
             passing = self._device.filter
             if passing.passes_all or passing.passes(_start(views)):
                 self._use(length, views, used)
@@ -659,7 +660,7 @@ class QueuePair:
         if len(views[0]) >= HEADER_SIZE:
             _U16.pack_into(views[0], NUM_BUFFERS, number)
         else:
-            _scatter(_U16.pack(number), views, NUM_BUFFERS)
+            scatter(_U16.pack(number), views, NUM_BUFFERS)
 
     # From the guest.
 
@@ -695,21 +696,7 @@ def _start(buffers: list[memoryview]) -> bytes:
     """A packet as far as filters look."""
     if len(buffers[0]) >= _LOOKED_AT:
         return bytes(buffers[0][:_LOOKED_AT])
-    return b"".join(buffer[:_LOOKED_AT] for buffer in buffers[:_LOOKED_AT])[:_LOOKED_AT]
-
-
-def _scatter(data: bytes | memoryview, buffers: list[memoryview], offset: int) -> None:
-    """Copy ``data`` into ``buffers`` from ``offset`` on; they have room for it."""
-    for buffer in buffers:
-        if offset >= len(buffer):
-            offset -= len(buffer)
-            continue
-        piece = data[: len(buffer) - offset]
-        buffer[offset : offset + len(piece)] = piece
-        data = data[len(piece) :]
-        offset = 0
-        if not data:
-            return
+    return gather(buffers, _LOOKED_AT)
 
 
 def made_up_mac(seed: str, index: int) -> bytes:

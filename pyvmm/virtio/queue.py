@@ -139,6 +139,15 @@ class Virtqueue:
         self._next_avail = (self._next_avail + len(chains)) & 0xFFFF
         return chains
 
+    def pop(self) -> Chain | None:
+        """The next chain; None if there is none, and then the driver will ring for it."""
+        while True:
+            chains = self.pop_batch(1)
+            if chains:
+                return chains[0]
+            if not self.enable_notifications():
+                return None
+
     def pop_buffers(self, limit: int) -> tuple[list[int], list[memoryview]] | None:
         """The same for chains that are one writable buffer each, as most drivers offer for
         receiving, at half the price: their heads, and the buffers. None, and nothing is popped, if

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 
 from pyvmm.eventloop import NS_PER_SECOND, Clock, Reactor
+from pyvmm.virtio.buffers import first
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
@@ -95,13 +96,7 @@ class EntropyDevice(LoopDevice):
 
     def _fill(self, chain: Chain, limit: int) -> int:
         """Random bytes for as much of ``chain`` as ``limit`` allows; how many those were."""
-        buffers: list[memoryview] = []
-        for buffer in chain.writable:
-            piece = buffer[:limit]
-            buffers.append(piece)
-            limit -= len(piece)
-            if not limit:
-                break
+        buffers = first(chain.writable, limit)
         if not buffers:
             raise VirtqueueError("entropy request without a buffer to fill")
         return os.readv(self._source, buffers)

@@ -23,6 +23,7 @@ from typing import Any
 from pyvmm.backends.unix_socket import RETRY_NS, UnixListener
 from pyvmm.errors import GuestFaults
 from pyvmm.eventloop import NS_PER_SECOND, READABLE, WRITABLE, Clock, Reactor
+from pyvmm.virtio.buffers import behind, first, gather, scatter
 from pyvmm.virtio.device import DeviceId
 from pyvmm.virtio.loop_device import LoopDevice
 from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
@@ -142,13 +143,14 @@ class VsockDevice(LoopDevice):
         return False
 
     def _send_event(self, queue: Virtqueue) -> None:
-        for chain in queue.pop_batch(1):
-            if chain.writable_bytes < _EVENT.size:
-                raise VirtqueueError("buffer too short for an event")
-            self._transport_reset = False
-            queue.push_batch([(chain.head, _put(_EVENT.pack(EVENT_TRANSPORT_RESET), chain))])
+        chain = queue.pop()
+        if chain is None:
             return
-        queue.enable_notifications()
+        if chain.writable_bytes < _EVENT.size:
+            raise VirtqueueError("buffer too short for an event")
+        self._transport_reset = False
+        event = _EVENT.pack(EVENT_TRANSPORT_RESET)
+        queue.push_batch([(chain.head, scatter(event, chain.writable))])
 
     # Packets from the driver.
 
@@ -165,7 +167,7 @@ class VsockDevice(LoopDevice):
         return True
 
     def _received(self, chain: Chain) -> None:
-        header, data = _split(chain.readable)
+        header = gather(chain.readable, HEADER.size)
         if len(header) < HEADER.size:
             self._faults.report("virtio-vsock: packet without a whole header")
             return
@@ -187,7 +189,7 @@ class VsockDevice(LoopDevice):
             return  # the RST that we owe is the answer
         connection.credit_told(buf_alloc, fwd_cnt)
         if op == Op.RW:
-            self._data(connection, data, length)
+            self._data(connection, behind(chain.readable, HEADER.size), length)
         else:
             self._control(connection, op, flags)
         if self.connections.get(key) is connection:
@@ -214,8 +216,8 @@ class VsockDevice(LoopDevice):
         self._listen()
 
     def _data(self, connection: Connection, data: list[memoryview], length: int) -> None:
-        views = _cut(data, length)
-        if connection.state != State.ESTABLISHED or views is None:
+        views = first(data, length)
+        if connection.state != State.ESTABLISHED or sum(map(len, views)) != length:
             self._faults.report("virtio-vsock: data where none is expected")
             self._break(connection)
         elif not connection.take(views, length):
@@ -304,15 +306,10 @@ class VsockDevice(LoopDevice):
     def _buffer(self) -> Chain | None:
         """A buffer for a packet; None if there is none, and then the driver will ring."""
         queue = self.queues[RX]
-        if not queue.ready:
-            return None
-        while True:
-            for chain in queue.pop_batch(1):
-                if chain.writable_bytes <= HEADER.size:
-                    raise VirtqueueError("receive buffer with no room behind the header")
-                return chain
-            if not queue.enable_notifications():
-                return None
+        chain = queue.pop() if queue.ready else None
+        if chain is not None and chain.writable_bytes <= HEADER.size:
+            raise VirtqueueError("receive buffer with no room behind the header")
+        return chain
 
     def _pay_debts(self) -> None:
         """Send what the driver is owed, as far as it has given buffers."""
@@ -356,7 +353,7 @@ class VsockDevice(LoopDevice):
             *(HOST_CID, self.cid, host_port, guest_port, length),
             *(TYPE_STREAM, op, flags, buf_alloc, fwd_cnt),
         )
-        self._used.append((chain.head, _put(header, chain) + length))
+        self._used.append((chain.head, scatter(header, chain.writable) + length))
 
     def _publish(self) -> None:
         if self._used:
@@ -429,7 +426,7 @@ class VsockDevice(LoopDevice):
                 self._hungry.add(connection)
                 break
             try:
-                length = connection.read_into(_behind_header(chain))
+                length = connection.read_into(behind(chain.writable, HEADER.size))
             except BlockingIOError:
                 self.queues[RX].unpop(1)
                 break
@@ -526,50 +523,3 @@ class VsockDevice(LoopDevice):
             return True
 
         self.guarded(act)
-
-
-def _split(buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:
-    """A packet's header, and the buffers behind it."""
-    header = b""
-    for index, buffer in enumerate(buffers):
-        missing = HEADER.size - len(header)
-        header += bytes(buffer[:missing])
-        if missing < len(buffer):
-            return header, [buffer[missing:], *buffers[index + 1 :]]
-        if missing == len(buffer):
-            return header, buffers[index + 1 :]
-    return header, []
-
-
-def _cut(buffers: list[memoryview], length: int) -> list[memoryview] | None:
-    """The first ``length`` bytes of ``buffers``; None if there aren't as many."""
-    views = []
-    for buffer in buffers:
-        if not length:
-            break
-        views.append(buffer[:length])
-        length -= len(views[-1])
-    return None if length else views
-
-
-def _behind_header(chain: Chain) -> list[memoryview]:
-    """A receive buffer's room for data."""
-    skip = HEADER.size
-    room = []
-    for buffer in chain.writable:
-        if skip < len(buffer):
-            room.append(buffer[skip:])
-        skip = max(0, skip - len(buffer))
-    return room
-
-
-def _put(data: bytes, chain: Chain) -> int:
-    """Write ``data``, for which there is room, to the beginning of a chain; how much it is."""
-    done = 0
-    for buffer in chain.writable:
-        piece = data[done : done + len(buffer)]
-        buffer[: len(piece)] = piece
-        done += len(piece)
-        if done == len(data):
-            break
-    return done

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import socket
 
+from pyvmm.virtio.buffers import behind, first
+
 BUFFER_SIZE = 256 * 1024
 """What may wait for a host program that doesn't read: the credit that we give the driver."""
 UPDATE_AFTER = BUFFER_SIZE // 4
@@ -137,10 +139,8 @@ class Connection:
             return False
         self.rx_cnt = (self.rx_cnt + length) % CYCLE
         sent = 0 if self.unsent else self._send(data)
-        rest = sent
-        for view in data:
-            self.unsent += view[rest:]
-            rest = max(0, rest - len(view))
+        for view in behind(data, sent):
+            self.unsent += view
         self._forwarded(sent)
         return True
 
@@ -195,15 +195,8 @@ class Connection:
     def read_into(self, buffers: list[memoryview]) -> int:
         """Fill the driver's buffers as far as its credit goes; 0 at the end of the stream.
         BlockingIOError if there is nothing now."""
-        credit = self.credit
-        room: list[memoryview] = []
-        for buffer in buffers:
-            if credit <= 0:
-                break
-            room.append(buffer[:credit])
-            credit -= len(buffer)
         try:
-            length = self.socket.recvmsg_into(room)[0]
+            length = self.socket.recvmsg_into(first(buffers, self.credit))[0]
         except ConnectionResetError:
             length = 0  # killed with our data unread
         self.tx_cnt = (self.tx_cnt + length) % CYCLE
