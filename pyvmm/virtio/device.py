@@ -249,6 +249,10 @@ class DriverSession:
         if self.running:
             self.device.pause()
         queue.ready = False
+        self.resume()
+
+    def resume(self) -> None:
+        """Have the device go on after it was paused, unless it waits for a driver or a reset."""
         if self.running and not self.status & DeviceStatus.DEVICE_NEEDS_RESET:
             self.device.resume()
 

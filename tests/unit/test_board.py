@@ -22,6 +22,7 @@ from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.interrupts import IrqLine
 from pyvmm.memory import MIB, GuestMemory
 from pyvmm.peripherals import ConsoleBackends, Peripherals
+from pyvmm.virtio.queue import VirtqueueError
 
 
 class NoDoorbells:
@@ -270,3 +271,23 @@ def test_the_battery_keeps_the_cmos_ram(full_bench: Bench) -> None:
     full_bench.board.reset()
     assert cmos(0x40) == 0x5A
     assert cmos(0x0B) == 0x02
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_only_a_reset_wakes_a_broken_device(bench: Bench, transport: str) -> None:
+    echo = Echo()
+    bench.board.plug(echo, transport)
+    session = bench.board.virtio[0].session
+
+    def pause_and_resume(*, broken: bool) -> bool:
+        session.write_status(0)
+        session.write_driver_word(1, 1)
+        session.write_status(0xF)
+        if broken:
+            session.fail(VirtqueueError("loop"))
+        bench.board.pause()
+        bench.board.resume()
+        return not echo.paused
+
+    assert not pause_and_resume(broken=True)
+    assert pause_and_resume(broken=False)
