@@ -35,7 +35,7 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
     "disks",
     type=FILE,
     multiple=True,
-    metavar="FILE[,readonly=on][,serial=TEXT][,transport=pci|mmio]",
+    metavar="FILE[,readonly=on][,serial=TEXT][,transport=…]",
     help="Raw image or block device, as /dev/vda; again for vdb and on.",
 )
 @click.option(
@@ -43,7 +43,7 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
     "--net",
     "nets",
     multiple=True,
-    metavar="TAP|fd=N[,mac=…][,mtu=…][,queues=N]",
+    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,transport=…]",
     help="A network card on the tap interface TAP, which is made if there is none and you may; or"
     " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on.",
 )
@@ -58,14 +58,15 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
     "--rng",
     is_flag=False,
     flag_value="",
-    metavar="[rate=SIZE][,transport=pci|mmio]",
+    metavar="[rate=SIZE][,transport=…]",
     help="An entropy device with the host's random numbers, at most SIZE (1M) a second.",
 )
 @click.option(
     "--balloon",
     is_flag=False,
     flag_value="",
-    metavar="[size=SIZE][,stats=SECONDS][,free-page-reporting=on][,deflate-on-oom=on]",
+    metavar="[size=SIZE][,stats=SECONDS][,free-page-reporting=on][,deflate-on-oom=on]"
+    "[,transport=…]",
     help="A device by which the guest gives memory back to the host: SIZE of it, or with"
     " free-page-reporting what it doesn't use.",
 )
@@ -75,10 +76,12 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
     default=format_size(DEFAULT_MEMORY).replace(" MiB", "M"),
     show_default=True,
     metavar="SIZE[,hugepages=on][,prealloc=on][,mergeable=on]",
-    help="Guest memory: 512M, 2G; a plain number is MiB. In huge pages of 2 MiB; allocated at the"
-    " start; subject to same-page merging (KSM).",
+    help="Guest memory; with the switches in huge pages of 2 MiB, allocated at the start, subject"
+    " to same-page merging (KSM).",
 )
-@click.option("-c", "--cpus", type=int, default=1, show_default=True, help="Number of vCPUs.")
+@click.option(
+    "-c", "--cpus", type=int, default=1, show_default=True, metavar="N", help="Number of vCPUs."
+)
 @click.option(
     "--cpu-affinity",
     metavar="VCPU=CPU[-CPU][,…]",
@@ -159,7 +162,8 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
     type=click.Choice(TRANSPORTS),
     default="pci",
     show_default=True,
-    help="How the guest reaches virtio devices, unless a device's transport= says otherwise.",
+    help="How the guest reaches virtio devices, unless a device's own transport=pci or"
+    " transport=mmio says otherwise.",
 )
 @click.option(
     "--mmio-cmdline",
@@ -176,6 +180,9 @@ VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock"
 def run(**options: Any) -> None:
     """Run a kernel in a virtual machine, with the guest's serial port on this terminal.
 
+    Options take sub-options behind commas (--disk disk.raw,readonly=on). A SIZE is 64K, 512M or
+    2G; a plain number is MiB.
+
     Ctrl-A x quits, Ctrl-A h lists the other keys. Without a terminal the console is plain stdin
     and stdout. SIGTERM presses the guest's power button; a second one ends the guest at once, and
     so do 10 seconds without its powering off.
@@ -188,6 +195,8 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
+      pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
+      pyvmm run -k bzImage -d disk.raw --vsock cid=3,path=/tmp/v.sock --on-reboot restart
 
     \b
     Exit status:

@@ -1,0 +1,34 @@
+"""The README's and the help's examples of ``pyvmm run`` are command lines that it takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pyvmm.cli.run import _machine_config, run
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def examples() -> list[str]:
+    """Command lines from code blocks, without prompts, and without the columns of prose behind."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", README.read_text(), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += (run.help or "").splitlines()
+    found = [re.fullmatch(r"\s*(?:\$ )?\S*pyvmm (run .*?)(?:   .*)?", line) for line in lines]
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize("example", examples())
+def test_an_example_is_understood(example: str) -> None:
+    words = shlex.split(example.replace("run …", "run -k bzImage"))
+    context = run.make_context("pyvmm run", words[1:])
+    _machine_config(context.params)
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 24
+    assert any("--vsock" in example for example in examples())
