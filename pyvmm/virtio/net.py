@@ -455,6 +455,8 @@ class QueuePair:
         if self._thread is None:
             self._stopping = False
             self._receives, self._sends = self._rx.ready, self._tx.ready
+            if self._control is not None and not self._control.ready:
+                self._control = None  # the driver has taken it back
             name = f"pyvmm-{self._device.name}.{self.index}"
             self._thread = NamedThread(target=self._work, name=name, daemon=True)
             self._thread.start()
