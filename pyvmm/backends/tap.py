@@ -25,7 +25,6 @@ VNET_HEADER_SIZE = 12
 """struct virtio_net_hdr_v1, which has num_buffers."""
 
 TUNSETIFF = 0x4004_54CA
-TUNGETFEATURES = 0x8004_54CF
 TUNSETOFFLOAD = 0x4004_54D0
 TUNGETIFF = 0x8004_54D2
 TUNSETVNETHDRSZ = 0x4004_54D8
@@ -59,7 +58,6 @@ _SIOCSIFMTU = 0x8922
 _IFF_UP = 0x1
 
 _INT = struct.Struct("i")
-_UINT = struct.Struct("I")
 
 
 class Tap:

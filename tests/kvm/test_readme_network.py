@@ -8,7 +8,7 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ GUEST, HOST, OUTSIDE = "10.0.5.2", "10.0.5.1", "10.0.9.9"
 GUEST_MAC = bytes.fromhex("020000000005")
 BROADCAST = b"\xff" * 6
 IPV4, ARP = 0x0800, 0x0806
-TIMEOUT = 10.0
+ATTEMPTS, PATIENCE = 20, 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +53,26 @@ class Guest:
         frame = bytes(12) + to + self.mac + struct.pack(">H", kind) + payload
         os.write(self.tap.fds[0], frame)
 
-    def frames(self) -> Iterator[tuple[int, bytes]]:
-        """Type and payload of what is for us."""
-        while select.select(self.tap.fds, [], [], TIMEOUT)[0]:
-            frame = os.read(self.tap.fds[0], 1 << 16)[12:]
-            if frame[:6] in (self.mac, BROADCAST):
-                yield struct.unpack(">H", frame[12:14])[0], frame[14:]
+    def frames(self, ask: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
+        """Type and payload of what is for us. We ask more than once: a bridge loses what comes
+        before it has noticed that its ports are up."""
+        for _ in range(ATTEMPTS):
+            ask()
+            while select.select(self.tap.fds, [], [], PATIENCE)[0]:
+                frame = os.read(self.tap.fds[0], 1 << 16)[12:]
+                if frame[:6] in (self.mac, BROADCAST):
+                    yield struct.unpack(">H", frame[12:14])[0], frame[14:]
         raise TimeoutError
 
-    def resolve(self, address: str) -> bytes:
-        """By ARP (RFC 826)."""
-        wanted = socket.inet_aton(address)
+    def who_has(self, address: bytes) -> None:
+        """Ask for it by ARP (RFC 826)."""
         request = struct.pack(">HHBBH", 1, IPV4, 6, 4, 1) + self.mac + self.address
-        self.send(BROADCAST, ARP, request + bytes(6) + wanted)
-        for kind, payload in self.frames():
+        self.send(BROADCAST, ARP, request + bytes(6) + address)
+
+    def resolve(self, address: str) -> bytes:
+        """The hardware address behind ``address``."""
+        wanted = socket.inet_aton(address)
+        for kind, payload in self.frames(lambda: self.who_has(wanted)):
             if kind == ARP and payload[6:8] == b"\0\2" and payload[14:18] == wanted:
                 return payload[8:14]
         raise AssertionError
@@ -79,8 +85,7 @@ class Guest:
         header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(echo), 0, 0, 64, 1, 0)
         header += self.address + socket.inet_aton(address)
         header = header[:10] + checksum(header) + header[12:]
-        self.send(to, IPV4, header + echo)
-        for kind, payload in self.frames():
+        for kind, payload in self.frames(lambda: self.send(to, IPV4, header + echo)):
             if kind == IPV4 and payload[9] == 1 and payload[20] == 0:
                 assert payload[12:16] == socket.inet_aton(address)
                 return
@@ -137,13 +142,11 @@ def test_bridge() -> None:
     first = Guest("tap0")
     second = Guest("tap1", "10.0.5.3", bytes.fromhex("020000000006"))
     first.ping(HOST, HOST)
-    request = struct.pack(">HHBBH", 1, IPV4, 6, 4, 1) + first.mac + first.address
-    first.send(BROADCAST, ARP, request + bytes(6) + second.address)
-    for kind, payload in second.frames():
+    for kind, payload in second.frames(lambda: first.who_has(second.address)):
         second.answer(kind, payload)
         if kind == ARP and payload[24:28] == second.address:
             break
-    for kind, payload in first.frames():
+    for kind, payload in first.frames(lambda: None):
         if kind == ARP and payload[14:18] == second.address:
             assert payload[8:14] == second.mac
             break
