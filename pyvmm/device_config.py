@@ -200,7 +200,7 @@ class PortConfig(NamedTuple):
             raise ConfigError(f"--port {text}: no name", "it takes NAME=PLACE")
         if "/" in name:  # udev makes a link of that name
             raise ConfigError(f"--port {text}: there is a slash in the name")
-        return cls(name, parse_place(place, f"--port {name}", "pty", "null", "file:", "unix:"))
+        return cls(name, parse_place(place, f"--port {name}", stdio=False))
 
 
 class ConsoleConfig(NamedTuple):
@@ -217,7 +217,7 @@ class ConsoleConfig(NamedTuple):
         known = {"transport": _TRANSPORT}
         place, options = parse_sub_options(text or "", "--console", known)
         if text is not None:
-            parse_place(place, "--console", "stdio", "pty", "null", "file:", "unix:")
+            parse_place(place, "--console")
         transport = parse_transport(options.get("transport", ""), f"--console {place}")
         found = tuple(PortConfig.parse(port) for port in ports)
         if len(found) > MAX_CONSOLE_PORTS:

@@ -85,9 +85,10 @@ def parse_transport(text: str, option: str) -> str:
     return text
 
 
-def parse_place(text: str, option: str, *known: str) -> str:
-    """Where a character device goes: one of the words ``known``, or a path behind one that ends in
-    a colon."""
+def parse_place(text: str, option: str, *, stdio: bool = True) -> str:
+    """Where a character device goes: ``stdio`` if that may be, ``null``, ``pty``, ``file:PATH`` or
+    ``unix:PATH``."""
+    known = (*(("stdio",) if stdio else ()), "null", "pty", "file:", "unix:")
     kind, colon, path = text.partition(":")
     if kind + colon not in known or bool(colon) != bool(path):
         choices = ", ".join(f"{word}PATH" if word[-1] == ":" else word for word in known)

@@ -268,7 +268,7 @@ class Supervisor:
 
     def _open(self, place: str, option: str, watch: ConsoleWatch | None = None) -> CharacterBackend:
         """The backend that ``option`` asks for by ``place``; ``watch`` is for a console's."""
-        parse_place(place, option, "stdio", "null", "pty", "file:", "unix:")
+        parse_place(place, option)
         kind, _, path = place.partition(":")
         on_output = None if watch is None else watch.feed
         stream: StreamBackend | SocketBackend

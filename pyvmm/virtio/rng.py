@@ -8,7 +8,7 @@ has booted. It is read with readv(2) straight into the guest's buffers, which ge
 from Python: ``os.getrandom`` returns a copy.
 
 A guest that asks for more than its share waits: a token bucket fills at ``rate`` and each byte
-takes a token. A buffer may be filled in part (5.4.6.1), so that however large it is, one request is
+takes a token. A buffer may be filled in part (5.4.6.2), so that however large it is, one request is
 a small piece of work.
 """
 
