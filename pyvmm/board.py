@@ -66,9 +66,9 @@ class Board:
     what firmware would. ``transport`` is that of virtio devices which don't name theirs."""
 
     def __init__(self, wiring: Wiring, requests: Requests, transport: str = "pci") -> None:
-        self._wiring = wiring
+        self.wiring = wiring
         self._transport = transport
-        self._requests = requests
+        self.requests = requests
         self.pio = Bus("port", PIO_SPACE, wiring.faults, flat=True)
         self.mmio = Bus("MMIO", MMIO_SPACE, wiring.faults)
         self.devices: dict[str, Device] = {}
@@ -86,33 +86,33 @@ class Board:
         self.post = self._add_post_port()
 
     def _add_timekeeping(self) -> None:
-        line, clock = self._wiring.line, self._wiring.clock
+        line, clock = self.wiring.line, self.wiring.clock
         pit = Pit(line(layout.PIT_IRQ), clock)
         self.pio.add(layout.PIT_PORTS, 4, pit, "PIT", max_size=1)
         self.pio.add(layout.PIT_GATE, 1, pit.gate_window, "PIT gate", max_size=1)
-        cmos = Cmos(line(layout.RTC_IRQ), clock, self._wiring.memory.size)
+        cmos = Cmos(line(layout.RTC_IRQ), clock, self.wiring.memory.size)
         self.pio.add(layout.CMOS_PORTS, 2, cmos, "CMOS", max_size=1)
         self.devices |= {"pit": pit, "cmos": cmos}
 
     def _add_keyboard(self) -> None:
         keyboard = I8042(
-            self._wiring.line(layout.KEYBOARD_IRQ),
-            self._wiring.line(layout.MOUSE_IRQ),
-            self._requests.reset,
-            self._wiring.faults,
+            self.wiring.line(layout.KEYBOARD_IRQ),
+            self.wiring.line(layout.MOUSE_IRQ),
+            self.requests.reset,
+            self.wiring.faults,
         )
         self.pio.add(layout.KEYBOARD_DATA, 1, keyboard.data_window, "i8042 data", max_size=1)
         self.pio.add(
             layout.KEYBOARD_COMMAND, 1, keyboard.command_window, "i8042 command", max_size=1
         )
-        port_a = SystemControlPortA(self._requests.reset)
+        port_a = SystemControlPortA(self.requests.reset)
         self.pio.add(layout.SYSTEM_CONTROL_A, 1, port_a, "system control port A", max_size=1)
         self.devices |= {"i8042": keyboard, "port-a": port_a}
 
     def _add_power(self) -> PowerManagement:
-        wiring = self._wiring
+        wiring = self.wiring
         power = PowerManagement(
-            wiring.line(layout.SCI_IRQ), wiring.clock, self._requests.power_off, wiring.faults
+            wiring.line(layout.SCI_IRQ), wiring.clock, self.requests.power_off, wiring.faults
         )
         self.pio.add(layout.PM1A_EVENT, 4, power.event_window, "PM1a event", max_size=4)
         self.pio.add(layout.PM1A_CONTROL, 2, power.control_window, "PM1a control", max_size=2)
@@ -122,11 +122,11 @@ class Board:
 
     def _add_pci(self) -> PciBus:
         intx = [
-            SharedIrq(self._wiring.line(layout.PCI_INTX_GSI + number))
+            SharedIrq(self.wiring.line(layout.PCI_INTX_GSI + number))
             for number in range(layout.PCI_INTX_LINES)
         ]
-        pci = PciBus(self.mmio, self.pio, intx, self._wiring.faults)
-        reset_control = ResetControl(self._requests.reset)
+        pci = PciBus(self.mmio, self.pio, intx, self.wiring.faults)
+        reset_control = ResetControl(self.requests.reset)
         ports = ConfigPorts(pci, reset_control)
         self.pio.add(layout.PCI_CONFIG, 8, ports, "PCI configuration", max_size=4)
         self.mmio.add(layout.ECAM, layout.ECAM_SIZE, pci.ecam, "ECAM", max_size=4)
@@ -137,9 +137,9 @@ class Board:
         def report(events: int) -> None:
             # A crash kernel that was loaded goes on to save a dump: the guest isn't at its end.
             if events & PanicEvent.PANICKED:
-                self._requests.panicked()
+                self.requests.panicked()
 
-        pvpanic = Pvpanic(report, self._wiring.faults)
+        pvpanic = Pvpanic(report, self.wiring.faults)
         self.pio.add(layout.PVPANIC, 1, pvpanic, "pvpanic", max_size=1)
         self.devices["pvpanic"] = pvpanic
 
@@ -172,7 +172,7 @@ class Board:
     def _plug_pci(self, device: VirtioDevice) -> None:
         from pyvmm.virtio.pci_transport import VirtioPci
 
-        wiring = self._wiring
+        wiring = self.wiring
         transport = VirtioPci(device, wiring.memory, wiring.msi, wiring.faults, wiring.doorbells)
         self.virtio.append(transport)
         self.pci.add(transport)
@@ -183,7 +183,7 @@ class Board:
         number = len(self.mmio_slots)
         if number == layout.VIRTIO_MMIO_SLOTS:
             raise ConfigError(f"no room for another virtio-mmio device: there are {number} slots")
-        wiring, slot = self._wiring, layout.virtio_mmio_slot(number)
+        wiring, slot = self.wiring, layout.virtio_mmio_slot(number)
         if slot.gsi not in self._mmio_irqs:
             self._mmio_irqs[slot.gsi] = SharedIrq(wiring.line(slot.gsi))
         transport = VirtioMmio(
@@ -212,7 +212,7 @@ class Board:
 
     def add_debug_exit(self) -> None:
         """Port 0xF4: a write ends the machine."""
-        device = DebugExit(self._requests.debug_exit)
+        device = DebugExit(self.requests.debug_exit)
         self.pio.add(layout.DEBUG_EXIT, 4, device, "debug exit", max_size=4)
         self.devices["debug-exit"] = device
 

@@ -190,7 +190,7 @@ class Machine:
         board = Board(wiring, requests, self.config.transport)
         for backend in serial:
             board.add_serial_port(backend)
-        self.peripherals.plug(board, wiring, requests, self._virtio_console)
+        self.peripherals.plug(board, self._virtio_console)
         if self.config.debug_console and serial:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.board import Board, Requests, Wiring
+from pyvmm.board import Board
 from pyvmm.config import MachineConfig
 
 if TYPE_CHECKING:
@@ -59,28 +59,24 @@ class Peripherals:
         self.balloon: BalloonDevice | None = None
         self.console: ConsoleDevice | None = None
 
-    def plug(
-        self, board: Board, wiring: Wiring, requests: Requests, console: ConsoleBackends
-    ) -> None:
+    def plug(self, board: Board, console: ConsoleBackends) -> None:
         """Make the devices, and plug them into ``board``: always in the same order, by which the
         guest numbers them."""
         config = self._config
         for index, (disk, image) in enumerate(zip(config.disks, self._images, strict=True)):
-            _plug_disk(disk, index, image, board, wiring, requests)
+            _plug_disk(disk, index, image, board)
         for net, tap in zip(config.nets, self._taps, strict=True):
-            self._plug_net(net, tap, board, wiring, requests)
+            self._plug_net(net, tap, board)
         if config.rng is not None:
-            _plug_rng(config.rng, board, wiring)
+            _plug_rng(config.rng, board)
         if config.balloon is not None:
-            self._plug_balloon(config.balloon, board, wiring)
+            self._plug_balloon(config.balloon, board)
         if config.console is not None:
-            self._plug_console(config.console, console, board, wiring)
+            self._plug_console(config.console, console, board)
         if config.vsock is not None and self._listener is not None:
-            _plug_vsock(config.vsock, self._listener, board, wiring)
+            _plug_vsock(config.vsock, self._listener, board)
 
-    def _plug_net(
-        self, config: NetConfig, tap: Tap, board: Board, wiring: Wiring, requests: Requests
-    ) -> None:
+    def _plug_net(self, config: NetConfig, tap: Tap, board: Board) -> None:
         from pyvmm.virtio.net import NetDevice, made_up_mac
 
         index = len(self.nets)
@@ -92,17 +88,18 @@ class Peripherals:
         device = NetDevice(
             tap,
             mac,
-            wiring.faults,
+            board.wiring.faults,
             mtu=config.mtu,
             name=f"net{index}",
-            on_error=requests.failed,
+            on_error=board.requests.failed,
         )
         self.nets.append(device)
         board.plug(device, config.transport)
 
-    def _plug_balloon(self, config: BalloonConfig, board: Board, wiring: Wiring) -> None:
+    def _plug_balloon(self, config: BalloonConfig, board: Board) -> None:
         from pyvmm.virtio.balloon import BalloonDevice
 
+        wiring = board.wiring
         self.balloon = BalloonDevice(
             wiring.reactor,
             wiring.clock,
@@ -115,11 +112,10 @@ class Peripherals:
         )
         board.plug(self.balloon, config.transport)
 
-    def _plug_console(
-        self, config: ConsoleConfig, backends: ConsoleBackends, board: Board, wiring: Wiring
-    ) -> None:
+    def _plug_console(self, config: ConsoleConfig, backends: ConsoleBackends, board: Board) -> None:
         from pyvmm.virtio.console import ConsoleDevice
 
+        wiring = board.wiring
         names = [port.name for port in config.ports]
         self.console = ConsoleDevice(
             wiring.reactor,
@@ -159,15 +155,10 @@ def _open_vsock(config: VsockConfig, resources: ExitStack) -> UnixListener:
     return listener
 
 
-def _plug_disk(
-    config: DiskConfig,
-    index: int,
-    image: DiskImage,
-    board: Board,
-    wiring: Wiring,
-    requests: Requests,
-) -> None:
+def _plug_disk(config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
     from pyvmm.virtio.blk import BlockDevice
+
+    wiring = board.wiring
 
     def io_failed(error: OSError) -> None:
         wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
@@ -177,21 +168,23 @@ def _plug_disk(
         config.serial,
         name=f"vd{chr(ord('a') + index)}",
         on_io_error=io_failed,
-        on_error=requests.failed,
+        on_error=board.requests.failed,
     )
     board.plug(device, config.transport)
 
 
-def _plug_rng(config: RngConfig, board: Board, wiring: Wiring) -> None:
+def _plug_rng(config: RngConfig, board: Board) -> None:
     from pyvmm.virtio.rng import EntropyDevice
 
+    wiring = board.wiring
     source = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
     device = EntropyDevice(wiring.reactor, wiring.clock, source, config.rate)
     board.plug(device, config.transport)
 
 
-def _plug_vsock(config: VsockConfig, listener: UnixListener, board: Board, wiring: Wiring) -> None:
+def _plug_vsock(config: VsockConfig, listener: UnixListener, board: Board) -> None:
     from pyvmm.virtio.vsock import VsockDevice
 
+    wiring = board.wiring
     device = VsockDevice(wiring.reactor, wiring.clock, wiring.faults, config.cid, listener)
     board.plug(device, config.transport)

@@ -43,7 +43,7 @@ class Bench:
         self.wishes: list[str] = []
         self.said: list[str] = []
         memory = GuestMemory(4 * MIB)
-        self.wiring = Wiring(
+        wiring = Wiring(
             memory=memory,
             line=self.line,
             msi=FakeMsi(),
@@ -52,14 +52,14 @@ class Bench:
             reactor=FakeReactor(),
             faults=GuestFaults(self.said.append),
         )
-        self.requests = Requests(
+        requests = Requests(
             power_off=lambda: self.wishes.append("power off"),
             reset=lambda: self.wishes.append("reset"),
             panicked=lambda: self.wishes.append("panicked"),
             debug_exit=lambda value: self.wishes.append(f"exit {value}"),
             failed=lambda error: self.wishes.append(f"failed {error!r}"),
         )
-        self.board = Board(self.wiring, self.requests)
+        self.board = Board(wiring, requests)
 
     def line(self, gsi: int) -> IrqLine:
         def drive(level: bool) -> None:
@@ -193,7 +193,7 @@ def full_bench(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
     )
     with ExitStack() as resources:
         peripherals = Peripherals(config, resources)
-        peripherals.plug(bench.board, bench.wiring, bench.requests, ConsoleBackends())
+        peripherals.plug(bench.board, ConsoleBackends())
         bench.board.assign_pci_addresses()
         yield bench
         bench.board.quiesce()

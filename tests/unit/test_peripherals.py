@@ -30,7 +30,7 @@ from pyvmm.virtio.net import made_up_mac
 
 def plugged(bench: Bench, resources: ExitStack, config: MachineConfig) -> Peripherals:
     peripherals = Peripherals(config, resources)
-    peripherals.plug(bench.board, bench.wiring, bench.requests, ConsoleBackends(NullBackend()))
+    peripherals.plug(bench.board, ConsoleBackends(NullBackend()))
     resources.callback(bench.board.close)
     return peripherals
 
