@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 from collections.abc import Iterator
@@ -308,12 +307,3 @@ class TestBackend:
     def test_break(self, rig: Rig) -> None:
         rig.backend.send_break()
         assert rig.device.breaks == 1
-
-
-def test_importing_the_command_imports_no_sockets() -> None:
-    """They take a few milliseconds, which every start would pay."""
-    import subprocess
-    import sys
-
-    code = "import sys, pyvmm.cli.run; sys.exit('socket' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
