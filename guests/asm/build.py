@@ -61,6 +61,7 @@ GUESTS = {
     "endings": (LONG, "endings.c"),
     "reboots": (LONG, "reboots.c trampoline.S"),
     "hostile": (LONG, "hostile.c"),
+    "hostile_virtio": (LONG, "hostile_virtio.c virtio.c"),
     "ring3": (FLAT, "modes.S ring3.c console.c interrupts.c"),
     "exits": (FLAT, "modes.S exits.S"),
     "at_once": (PVH, "at_once.S"),

@@ -114,13 +114,19 @@ bool virtio_find(struct virtio_device *device, unsigned id, unsigned skip)
     return find_pci(device, id, &skip) || find_mmio(device, id, &skip);
 }
 
+uint8_t virtio_status(struct virtio_device *device)
+{
+    return device->mmio ? load32(device->registers + MMIO_STATUS)
+                        : load8(device->registers + PCI_DEVICE_STATUS);
+}
+
 static void add_status(struct virtio_device *device, uint8_t bits)
 {
+    bits |= virtio_status(device);
     if (device->mmio)
-        store32(device->registers + MMIO_STATUS, load32(device->registers + MMIO_STATUS) | bits);
+        store32(device->registers + MMIO_STATUS, bits);
     else
-        store8(device->registers + PCI_DEVICE_STATUS,
-               load8(device->registers + PCI_DEVICE_STATUS) | bits);
+        store8(device->registers + PCI_DEVICE_STATUS, bits);
 }
 
 bool virtio_negotiate(struct virtio_device *device, uint64_t wanted)
@@ -144,9 +150,7 @@ bool virtio_negotiate(struct virtio_device *device, uint64_t wanted)
         device->features |= (uint64_t)both << 32 * word;
     }
     add_status(device, STATUS_FEATURES_OK);
-    uint8_t status =
-        mmio ? load32(registers + MMIO_STATUS) : load8(registers + PCI_DEVICE_STATUS);
-    return status & STATUS_FEATURES_OK && device->features & VIRTIO_F_VERSION_1;
+    return virtio_status(device) & STATUS_FEATURES_OK && device->features & VIRTIO_F_VERSION_1;
 }
 
 static void set_address(uintptr_t at, const volatile void *address)

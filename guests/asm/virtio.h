@@ -16,6 +16,9 @@
 #define VIRTQUEUE_SIZE 256 /* at most */
 #define DESC_NEXT 1
 #define DESC_WRITE 2
+#define DESC_INDIRECT 4
+
+#define VIRTIO_NEEDS_RESET 64 /* in the status (2.1) */
 
 struct virtio_device {
     bool mmio;
@@ -48,6 +51,7 @@ bool virtio_find(struct virtio_device *device, unsigned id, unsigned skip);
 bool virtio_negotiate(struct virtio_device *device, uint64_t wanted);
 void virtio_queue(struct virtio_device *device, struct virtqueue *queue, unsigned number);
 void virtio_ready(struct virtio_device *device);
+uint8_t virtio_status(struct virtio_device *device);
 
 /* Hand the chain that begins at this descriptor over; visible to the device at once. */
 static inline void virtqueue_offer(struct virtqueue *queue, uint16_t head)
