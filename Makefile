@@ -46,7 +46,7 @@ lint: setup  ## style and types
 	$(VENV)/mypy --strict pyvmm
 
 unit: setup  ## tests without KVM
-	$(PYTEST) tests/unit
+	$(PYTEST) --hypothesis-profile repeatable tests/unit
 
 kvm: setup  ## tests with guests of our own
 	$(VENV)/python -m guests.asm.build
@@ -56,7 +56,8 @@ lab: setup  ## tests of the lab itself
 	$(PYTEST) tests/lab
 
 linux: setup guests  ## tests with Linux guests, in the lab where this host can't run them
-	$(LAB) --memory 8G -- $(PYTEST) -p no:cacheprovider --junitxml=build/lab-out/linux.xml tests/linux
+	$(LAB) --memory 12G -- $(PYTEST) -p no:cacheprovider -n 2 --dist loadgroup \
+	    --durations=10 --junitxml=build/lab-out/linux.xml tests/linux
 
 guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.kernel cloud

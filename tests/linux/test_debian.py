@@ -96,7 +96,7 @@ def test_a_server_is_used_restarted_and_switched_off(
     assert ssh("uname -sn; nproc").split() == ["Linux", "debian", "2"]
 
     original, returned = tmp_path / "original", tmp_path / "returned"
-    original.write_bytes(os.urandom(20 * MIB))
+    original.write_bytes(os.urandom(4 * MIB))
     digest = hashlib.sha256(original.read_bytes()).hexdigest()
     copy(original, f"root@{GUEST}:/root/kept")
     assert type_command(guest, "sha256sum < /root/kept")[-1].split()[0] == digest

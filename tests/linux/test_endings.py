@@ -55,7 +55,7 @@ def test_a_dead_init_is_a_panic(images: Images) -> None:
 
 def test_a_hanging_guest_times_out(images: Images) -> None:
     ended = boot(
-        images.bzimage, *options(images, *job("echo now: hanging", "hang"), "--timeout", "20")
+        images.bzimage, *options(images, *job("echo now: hanging", "hang"), "--timeout", "45")
     )
     assert ended.status == 124
     assert ended.value("now") == "hanging"
