@@ -34,7 +34,7 @@ from pyvmm.errors import GuestFaults
 from pyvmm.threads import NamedThread
 from pyvmm.virtio.buffers import gather, scatter
 from pyvmm.virtio.device import DeviceId, VirtioDevice
-from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError
+from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError, used_elements
 
 QUEUE_SIZE = 256
 CONTROL_QUEUE_SIZE = 64
@@ -162,14 +162,16 @@ class ReceiveFilter:
             Command.RX_NOUNI: False,
             Command.RX_NOBCAST: False,
         }
+        self.passes_all = True
+        """Whether there is nothing to look at."""
         self.unicast: frozenset[bytes] | None = frozenset()
         self.multicast: frozenset[bytes] | None = frozenset()
         self.vlans: set[int] | None = set() if features & NetFeature.CTRL_VLAN else None
 
-    @property
-    def passes_all(self) -> bool:
-        """Whether there is nothing to look at."""
-        return self.modes[Command.RX_PROMISC]
+    def set_mode(self, mode: int, on: bool) -> None:
+        """Switch one of the modes, a command's number, on or off."""
+        self.modes[mode] = on
+        self.passes_all = self.modes[Command.RX_PROMISC]
 
     def passes(self, start: bytes) -> bool:
         """Whether the packet that begins like this, with its virtio_net_hdr, is wanted."""
@@ -349,7 +351,7 @@ class NetDevice(VirtioDevice):
             needed = NetFeature.CTRL_RX_EXTRA if extra else NetFeature.CTRL_RX
             if not features & needed or len(data) != 1 or data[0] > 1:
                 return False
-            self.filter.modes[command] = bool(data[0])
+            self.filter.set_mode(command, bool(data[0]))
             return True
         if command == Command.MAC_TABLE_SET and features & NetFeature.CTRL_RX:
             return self.filter.set_tables(data)
@@ -433,12 +435,7 @@ class QueuePair:
         self._stopping = False
         self._readable = self._writable = True
         self._starved = False
-        self._heads: list[int] = []  # of the chains that we hold,
-        self._sizes: list[int] = []  # the bytes in each,
-        self._counts: list[int] = []  # the buffers in each,
-        self._views: list[memoryview] = []  # and all these buffers
-        self._bytes_before = self._views_before = [0]
-        self._first = 0  # the chains before this one have been used
+        self._drop_buffers()
         self._unsent: deque[Chain] = deque()
         self._expected = SMALL_PACKET
         self._spill = memoryview(bytearray(MAX_PACKET))
@@ -469,13 +466,23 @@ class QueuePair:
         self._stopping = True
         os.eventfd_write(self._doorbells[0], 1)
         thread.join()
-        self._rx.unpop(len(self._heads) - self._first)
+        self._rx.unpop(len(self._chains_at) - 1)
         self._tx.unpop(len(self._unsent))
-        self._heads, self._sizes, self._counts, self._views = [], [], [], []
-        self._bytes_before = self._views_before = [0]
-        self._first = 0
+        self._drop_buffers()
         self._unsent.clear()
         self._spilled = 0
+
+    def _drop_buffers(self) -> None:
+        """Hold no receive buffers. Those that we hold are one long strip of memory, whatever the
+        chains and views that it is made of; positions in it are counted in bytes and only grow.
+
+        Beside readv(2), a packet of 64 KiB in buffers of 4 KiB takes 5.7 us so if they lie behind
+        each other, which is usual, and 8.1 us if none does; with lists that have an entry for each
+        buffer it was 9.4 us."""
+        self._chains_at = [0]  # where each chain begins, and where the last one ends
+        self._elements = bytearray()  # of the used ring, for each chain if it gets full
+        self._views: list[memoryview] = []
+        self._views_at = [0]  # the same of the views
 
     # The pair's own thread.
 
@@ -540,7 +547,7 @@ class QueuePair:
         if self._starved:
             self._starved = False
             self._rx.disable_notifications()
-        used: list[tuple[int, int]] = []
+        used = bytearray()
         moved = 0
         for _ in range(BATCH):
             length = self._finish_spilled(used) if self._spilled else self._read(used)
@@ -548,13 +555,14 @@ class QueuePair:
                 break
             moved += length
         if used:
-            self._rx.push_batch(used)
+            self._rx.push_elements(used)
         return bool(moved)
 
-    def _read(self, used: list[tuple[int, int]]) -> int:
+    def _read(self, used: bytearray) -> int:
         """Move one packet; how long it was, 0 if there was none. What the gathered buffers have no
         room for goes to ``_spill``, so that nothing is cut off."""
-        link_up = self._device.link_up
+        device = self._device
+        link_up = device.link_up
         buffers, room = self._gather(self._expected) if link_up else ([], 0)
         if link_up and not buffers:
             self._starved = True
@@ -566,75 +574,78 @@ class QueuePair:
             return 0
         except OSError as error:
             self._readable = False
-            self._device.tap_gone(error.strerror or "")
+            device.tap_gone(error.strerror or "")
             return 0
         if not length:
             self._readable = False
-            self._device.tap_gone("end of file")
+            device.tap_gone("end of file")
         elif link_up and length > HEADER_SIZE:
-            self._expected = max(length, SMALL_PACKET, self._expected * 7 // 8)
+            if length != self._expected:
+                self._expected = max(length, SMALL_PACKET, self._expected * 7 // 8)
             if length > room:
                 self._spilled = length
                 self._room = room
-            elif self._device.filter.passes_all or self._device.filter.passes(_start(buffers)):
+            elif device.filter.passes_all or device.filter.passes(_start(buffers)):
                 self._use(length, buffers, used)
         return length
 
     def _gather(self, wanted: int) -> tuple[list[memoryview], int]:
         """The first of the guest's buffers, enough for ``wanted`` bytes if it has so many, and
         how many bytes there is room for. They stay where they are until :meth:`_use`."""
-        last = self._enough(wanted)
-        if last > len(self._heads):
-            self._refill()
-            last = min(self._enough(wanted), len(self._heads))
-        first, views_before = self._first, self._views_before
-        begin = views_before[first]
-        if views_before[last] - begin >= _IOV_MAX:
-            last = bisect_right(views_before, begin + _IOV_MAX - 1) - 1
-        room = self._bytes_before[last] - self._bytes_before[first]
-        return self._views[begin : views_before[last]], room
-
-    def _enough(self, wanted: int) -> int:
-        """Behind which of the chains there is room for ``wanted`` bytes, or for a packet."""
-        first, bytes_before = self._first, self._bytes_before
         if not self._mergeable:
-            return first + 1
-        return bisect_left(bytes_before, bytes_before[first] + wanted, first + 1)
+            return self._gather_chain()
+        begin, views_at = self._chains_at[0], self._views_at
+        number = bisect_left(views_at, begin + wanted, 1)
+        if number >= len(views_at):
+            self._refill()
+            number = min(bisect_left(views_at, begin + wanted, 1), len(views_at) - 1)
+        number = min(number, _IOV_MAX - 1)
+        views = self._views[:number]
+        if views:
+            views[0] = views[0][begin - views_at[0] :]
+        return views, views_at[number] - begin
+
+    def _gather_chain(self) -> tuple[list[memoryview], int]:
+        """The same if a packet has to be in one chain: the first, whatever its size."""
+        chains_at, views_at = self._chains_at, self._views_at
+        if len(chains_at) == 1:
+            self._refill()
+            if len(chains_at) == 1:
+                return [], 0
+        begin, end = chains_at[:2]
+        number = bisect_left(views_at, end, 1)
+        views = self._views[:number]
+        views[-1] = views[-1][: end - views_at[number - 1]]  # it may be others' memory, too
+        views[0] = views[0][begin - views_at[0] :]
+        return views, end - begin
 
     def _refill(self) -> None:
-        """Take all buffers that the guest has for us. The sums are what makes it cheap to find
-        those for a packet, of which there may be forty."""
+        """Take all buffers that the guest has for us."""
         simple = self._rx.pop_buffers(QUEUE_SIZE)
         if simple is not None:
-            heads, views = simple
-            sizes = [len(view) for view in views]
-            counts = [1] * len(heads)
+            heads, sizes, views = simple
+            filled = sizes
         else:
             chains = self._rx.pop_batch(QUEUE_SIZE)
             heads = [chain.head for chain in chains]
-            views = [view for chain in chains for view in chain.writable]
             sizes = [chain.writable_bytes for chain in chains]
-            counts = [len(chain.writable) for chain in chains]
+            views = [view for chain in chains for view in chain.writable]
+            filled = [size & 0xFFFF_FFFF for size in sizes]  # 4 GiB never are
         if not heads:
             return
         if min(sizes) < HEADER_SIZE:
             raise VirtqueueError("receive buffer without room for a header")
-        first = self._first
-        kept = self._views[self._views_before[first] :]
-        self._heads = self._heads[first:] + heads
-        self._sizes = self._sizes[first:] + sizes
-        self._counts = self._counts[first:] + counts
-        self._views = kept + views
-        self._first = 0
-        self._views_before = [0, *accumulate(self._counts)]
-        self._bytes_before = [0, *accumulate(self._sizes)]
+        self._elements += used_elements(heads, filled)
+        self._chains_at += accumulate(sizes, initial=self._chains_at.pop())
+        self._views_at += accumulate(map(len, views), initial=self._views_at.pop())
+        self._views += views
 
-    def _finish_spilled(self, used: list[tuple[int, int]]) -> int:
+    def _finish_spilled(self, used: bytearray) -> int:
         """Move the packet that there was no room for, if there is now; 0 if not."""
         length = self._spilled
         views, room = self._gather(length)
         if room < length:
-            held = len(self._heads) - self._first
+            held = len(self._chains_at) - 1
             if self._mergeable and held < self._rx.size and len(views) < _IOV_MAX // 2:
                 self._starved = True
                 return 0
@@ -649,16 +660,17 @@ class QueuePair:
         self._spilled = 0
         return length
 
-    def _use(self, length: int, views: list[memoryview], used: list[tuple[int, int]]) -> None:
+    def _use(self, length: int, views: list[memoryview], used: bytearray) -> None:
         """The packet in the first buffers is complete: they are the guest's again."""
-        first, bytes_before = self._first, self._bytes_before
-        end = bytes_before[first] + length
-        last = bisect_left(bytes_before, end, first + 1)
-        if last > first + 1:
-            used += zip(self._heads[first : last - 1], self._sizes[first : last - 1], strict=True)
-        used.append((self._heads[last - 1], end - bytes_before[last - 1]))
-        self._first = last
-        number = last - first
+        chains_at, views_at, elements = self._chains_at, self._views_at, self._elements
+        end = chains_at[0] + length
+        number = bisect_left(chains_at, end, 1)
+        used += elements[: 8 * number]
+        _U32.pack_into(used, len(used) - 4, end - chains_at[number - 1])
+        del elements[: 8 * number], chains_at[:number]
+        if views_at[1] <= chains_at[0]:
+            passed = bisect_right(views_at, chains_at[0]) - 1
+            del self._views[:passed], views_at[:passed]
         if len(views[0]) >= HEADER_SIZE:
             _U16.pack_into(views[0], NUM_BUFFERS, number)
         else:

@@ -55,6 +55,13 @@ class VirtqueueError(Exception):
     """The driver broke the rules of the queue; nothing in it can be relied on any more."""
 
 
+def used_elements(heads: list[int], written: list[int]) -> bytes:
+    """What the used ring says of chains: the head, and the number of bytes written, of each."""
+    words = [0] * (2 * len(heads))
+    words[::2], words[1::2] = heads, written
+    return struct.pack(f"<{len(words)}I", *words)
+
+
 class Chain:
     """A buffer from the driver: what the device may read, then what it may write.
 
@@ -148,24 +155,36 @@ class Virtqueue:
             if not self.enable_notifications():
                 return None
 
-    def pop_buffers(self, limit: int) -> tuple[list[int], list[memoryview]] | None:
-        """The same for chains that are one writable buffer each, as most drivers offer for
-        receiving, at half the price: their heads, and the buffers. None, and nothing is popped, if
-        there is any other among them; it is :meth:`pop_batch`'s then."""
+    def pop_buffers(self, limit: int) -> tuple[list[int], list[int], list[memoryview]] | None:
+        """The same at half the price for chains that are one writable buffer each, as most drivers
+        offer for receiving: their heads, their lengths, and their memory, in which buffers that lie behind
+        each other are one view. None, and nothing is popped, if there is any other chain among
+        them; it is :meth:`pop_batch`'s then."""
         heads = self._heads(limit)
         table, entries, unpack = self._descriptors, self.size, _DESCRIPTOR.unpack_from
         low, low_end = self._low, self._low_end
-        buffers = []
+        lengths, views = [], []
+        start = end = 0
         for head in heads:
             if head >= entries:
                 return None
             address, length, flags, _ = unpack(table, head << 4)
-            end = address + length
-            if flags != VIRTQ_DESC_F_WRITE or not length or end > low_end:
+            if flags != VIRTQ_DESC_F_WRITE or not length:
                 return None
-            buffers.append(low[address:end])
+            if address != end:
+                if end > low_end:
+                    return None
+                views.append(low[start:end])
+                start = address
+            end = address + length
+            lengths.append(length)
+        if end > low_end:
+            return None
+        views.append(low[start:end])
+        if not views[0]:  # nothing lies before the first buffer, unless that is at address 0
+            del views[0]
         self._next_avail = (self._next_avail + len(heads)) & 0xFFFF
-        return heads, buffers
+        return heads, lengths, views
 
     def _heads(self, limit: int) -> list[int]:
         """What the available ring holds for us, at most ``limit`` entries."""
@@ -251,7 +270,7 @@ class Virtqueue:
         visible, and at most one interrupt announces them."""
         ring = self._used
         mask = self.size - 1
-        old = position = self._next_used
+        position = self._next_used
         if len(used) >= MANY_USED and (position & mask) + len(used) <= self.size:
             words = itertools.chain.from_iterable(used)
             struct.pack_into(f"<{2 * len(used)}I", ring, 4 + ((position & mask) << 3), *words)
@@ -260,6 +279,25 @@ class Virtqueue:
             for head, written in used:
                 _USED_ELEMENT.pack_into(ring, 4 + ((position & mask) << 3), head, written)
                 position += 1
+        self._publish(position)
+
+    def push_elements(self, elements: bytes | bytearray) -> None:
+        """The same for elements of the used ring, made by :func:`used_elements`."""
+        ring, size, position = self._used, self.size, self._next_used
+        start = 4 + ((position & (size - 1)) << 3)
+        end, wrap = start + len(elements), 4 + (size << 3)
+        if end <= wrap:
+            ring[start:end] = elements
+        elif len(elements) <= size << 3:
+            ring[start:wrap] = elements[: wrap - start]
+            ring[4 : 4 + end - wrap] = elements[wrap - start :]
+        else:  # it has offered chains again that it hadn't got back
+            raise VirtqueueError(f"{len(elements) >> 3} chains used in a queue of {size}")
+        self._publish(position + (len(elements) >> 3))
+
+    def _publish(self, position: int) -> None:
+        """Show the driver the used elements before ``position``, and interrupt it if it wants."""
+        old = self._next_used
         new = position & 0xFFFF
         self._next_used = new
         self._used_words[_INDEX] = new

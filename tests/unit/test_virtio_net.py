@@ -360,6 +360,44 @@ def test_without_mergeable_buffers(unstarted: Card) -> None:
     assert card.memory.read(data[0], len(frame(payload))) == frame(payload)
 
 
+def test_receive_buffers_that_lie_together_and_apart(card: Card) -> None:
+    """Where the buffers lie and what the packets' lengths are has nothing to do with each other."""
+    sizes = [512, 1536, 64, 4096] * 16
+    for number, size in enumerate(sizes):
+        if number % 5 == 0:
+            card.buffers += 64
+        card.offer(size)
+    packets = [frame(os.urandom(length)) for length in (60, 9000, 486, 487, 20_000, 485, 3000)]
+    for packet in packets:
+        card.wire.send(HEADER + packet)
+    for packet in packets:
+        whole = card.receive()[0]
+        for _ in range(int.from_bytes(whole[10:12], "little") - 1):
+            whole += card.receive()[0]
+        assert whole[12:] == packet
+
+
+def test_without_mergeable_buffers_that_lie_together(unstarted: Card) -> None:
+    """A packet ends with its chain, even if the next buffer lies right behind it."""
+    card = unstarted
+    card.start(without=MRG_RXBUF)
+    card.offer(1536, 1536, 1536)
+    packets = [frame(os.urandom(length)) for length in (1510, 1511, 60)]
+    for packet in packets:
+        card.wire.send(HEADER + packet)
+    assert [data[12:] for data in card.receive(2)] == [packets[0], packets[2]]
+    assert card.faults.counts == {"network: receive buffers too small": 1}
+    assert card.memory.read(card.buffers - 1536, 1536) == bytes(1536)
+
+
+def test_a_receive_buffer_of_4_gib(card: Card) -> None:
+    """The longest that a chain may be doesn't fit into 32 bits."""
+    head = card.rx[0].add([], [(0, 16 << 20)] * 256)
+    card.rx[0].kick()
+    card.wire.send(HEADER + frame())
+    assert card.rx[0].wait() == [(head, 12 + len(frame()))]
+
+
 def test_a_packet_that_fits_no_buffer_is_dropped(unstarted: Card) -> None:
     card = unstarted
     card.start(without=MRG_RXBUF)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.memory import GuestMemory
-from pyvmm.virtio.queue import Virtqueue, VirtqueueError
+from pyvmm.virtio.queue import Virtqueue, VirtqueueError, used_elements
 
 DESCRIPTORS, AVAIL, USED, TABLE, DATA = 0x1000, 0x2000, 0x3000, 0x4000, 0x8000
 SIZE = 8
@@ -237,6 +237,87 @@ def test_the_driver_can_decline_interrupts_by_flag() -> None:
     assert rings.interrupts == 1
 
 
+def test_elements_of_the_used_ring_go_round_its_end() -> None:
+    rings = Rings()
+    rings.queue.push_batch([(0, 0)] * 6)
+    rings.queue.push_elements(used_elements([4, 5, 6], [40, 50, 60]))
+    index, entries = rings.used
+    assert index == 9
+    assert (entries[6], entries[7], entries[0]) == ((4, 40), (5, 50), (6, 60))
+    assert entries[1:6] == [(0, 0)] * 5
+    assert rings.interrupts == 2
+
+
+def test_more_used_elements_than_the_ring_has() -> None:
+    rings = Rings()
+    rings.queue.push_elements(used_elements([1] * SIZE, [2] * SIZE))
+    with pytest.raises(VirtqueueError):
+        rings.queue.push_elements(used_elements([1] * (SIZE + 1), [2] * (SIZE + 1)))
+    assert rings.used[0] == SIZE
+
+
+def test_buffers_that_lie_behind_each_other_are_one_view() -> None:
+    rings = Rings()
+    rings.describe(5, DATA, 0x100, WRITE, 0)
+    rings.describe(2, DATA + 0x100, 0x80, WRITE, 7)
+    rings.describe(3, DATA + 0x400, 0x100, WRITE, 0)
+    rings.describe(0, DATA + 0x300, 0x100, WRITE, 0)
+    rings.offer(5, 2, 3, 0)
+    buffers = rings.queue.pop_buffers(16)
+    assert buffers is not None
+    heads, lengths, views = buffers
+    assert (heads, lengths) == ([5, 2, 3, 0], [0x100, 0x80, 0x100, 0x100])
+    assert [(rings.memory.gpa_of(view), len(view)) for view in views] == [
+        (DATA, 0x180),
+        (DATA + 0x400, 0x100),
+        (DATA + 0x300, 0x100),
+    ]
+    assert rings.queue.pop_buffers(16) == ([], [], [])
+
+
+def test_buffers_from_the_first_byte_to_the_last() -> None:
+    rings = Rings()
+    rings.describe(0, 0, 16, WRITE, 0)
+    rings.describe(1, MEMORY - 16, 16, WRITE, 0)
+    rings.offer(0, 1)
+    buffers = rings.queue.pop_buffers(16)
+    assert buffers is not None
+    assert [rings.memory.gpa_of(view) for view in buffers[2]] == [0, MEMORY - 16]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (DATA, 16, 0, 0),
+        (DATA, 16, WRITE | NEXT, 0),
+        (TABLE, 16, INDIRECT, 0),
+        (DATA, 0, WRITE, 0),
+        (MEMORY, 16, WRITE, 0),
+        (MEMORY - 16, 17, WRITE, 0),
+        (2**64 - 16, 16, WRITE, 0),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_other_chains_are_not_popped_as_buffers(
+    place: int, other: tuple[int, int, int, int]
+) -> None:
+    rings = Rings()
+    rings.describe(0, MEMORY - 32, 16, WRITE, 0)
+    rings.describe(1, *other)
+    heads = [0, 0]
+    heads.insert(place, 1)
+    rings.offer(*heads)
+    assert rings.queue.pop_buffers(16) is None
+    rings.describe(1, DATA, 16, WRITE, 0)
+    assert [chain.head for chain in rings.queue.pop_batch(16)] == heads
+
+
+def test_a_head_that_is_no_descriptor_is_not_popped_as_a_buffer() -> None:
+    rings = Rings()
+    rings.offer(SIZE)
+    assert rings.queue.pop_buffers(16) is None
+
+
 @given(
     start=st.integers(0, 0xFFFF),
     batch=st.integers(1, SIZE),
@@ -347,3 +428,37 @@ def test_no_ring_makes_the_queue_do_anything_but_work_or_refuse(
         assert chain.writable_bytes == sum(map(len, chain.writable))
     rings.queue.push_batch([(chain.head, chain.writable_bytes & 0xFFFF_FFFF) for chain in chains])
     rings.queue.enable_notifications()
+
+
+buffers = st.tuples(
+    st.integers(0, 12).map(lambda n: MEMORY - 160 + 16 * n),
+    st.sampled_from([16, 16, 32, 0]),
+    st.sampled_from([WRITE, WRITE, WRITE, 0]),
+    st.just(0),
+)
+
+
+@given(
+    table=st.lists(buffers, min_size=SIZE, max_size=SIZE),
+    heads=st.lists(st.integers(0, SIZE - 1), max_size=SIZE),
+)
+def test_popped_as_buffers_or_as_chains_it_is_the_same_memory(
+    table: list[tuple[int, int, int, int]], heads: list[int]
+) -> None:
+    rings = Rings()
+    for slot, fields in enumerate(table):
+        rings.describe(slot, *fields)
+    rings.offer(*heads)
+    found = rings.queue.pop_buffers(SIZE)
+    if found is None:
+        return
+    rings.queue.unpop(len(found[0]))
+    chains = rings.queue.pop_batch(SIZE)
+    assert found[0] == [chain.head for chain in chains]
+    assert found[1] == [chain.writable_bytes for chain in chains]
+
+    def addresses(views: list[memoryview]) -> list[int]:
+        starts = [(rings.memory.gpa_of(view), len(view)) for view in views]
+        return [start + at for start, length in starts for at in range(length)]
+
+    assert addresses(found[2]) == addresses([chain.writable[0] for chain in chains])
