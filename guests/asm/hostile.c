@@ -10,6 +10,7 @@
 #define HOLE_START 0xC0000000U
 #define HOLE_SIZE 0x3EC00000U /* up to the IOAPIC */
 #define VIRTIO_MMIO 0xE8000000U
+#define VIRTIO_MMIO_SIZE 0x200
 
 static uint64_t state;
 
@@ -67,7 +68,9 @@ static void poke_port(void)
     }
 }
 
-static uintptr_t bars[8];
+#define MAX_BARS 16
+
+static uintptr_t bars[MAX_BARS];
 static unsigned bar_count;
 static bool has_virtio_mmio;
 
@@ -81,7 +84,8 @@ static uintptr_t random_address(void)
         return ecam + ((choice >> 8) % 8 << 15) + (choice >> 16 & 0xFF); /* devices 0 to 7 */
     case 2:
         if (has_virtio_mmio)
-            return VIRTIO_MMIO + (choice >> 8 & (choice & 4 ? 0x7C : 0x1FF));
+            return VIRTIO_MMIO + (choice >> 24 & 3) * VIRTIO_MMIO_SIZE +
+                   (choice >> 8 & (choice & 4 ? 0x7C : 0x1FF));
         /* fall through */
     default:
         if (!bar_count)
@@ -108,8 +112,8 @@ static void poke_memory(void)
 
 static void find_bars(void)
 {
-    for (unsigned function = 0; function < 256 && bar_count < 8; function += 8)
-        for (unsigned index = 0; index < PCI_BARS && bar_count < 8; index++)
+    for (unsigned function = 0; function < 256 && bar_count < MAX_BARS; function += 8)
+        for (unsigned index = 0; index < PCI_BARS && bar_count < MAX_BARS; index++)
             if (load16(pci_config(function, PCI_VENDOR_ID)) != 0xFFFF && pci_bar(function, index))
                 bars[bar_count++] = pci_bar(function, index);
     has_virtio_mmio = load32(VIRTIO_MMIO) == 0x74726976;

@@ -306,6 +306,9 @@ def test_hostile_guest(guests: Path, tmp_path: Path, seed: int) -> None:
     ended = run(
         guests / "hostile",
         *("--disk", str(first), "--disk", f"{second},transport=mmio"),
+        *("--rng", "transport=mmio", "--balloon", "size=16M,stats=1,free-page-reporting=on"),
+        *("--console", "null", "--port", f"port=unix:{tmp_path / 'port'}"),
+        *("--vsock", f"cid=3,path={tmp_path / 'vsock'},transport=mmio"),
         *("--serial", "stdio", "--serial", "null"),
         append=f"seed={seed} accesses=10000",
     )
