@@ -16,6 +16,7 @@ from pyvmm.options import (
     TRANSPORTS,
     format_size,
     parse_number,
+    parse_place,
     parse_size,
     parse_sub_options,
     parse_switch,
@@ -203,7 +204,7 @@ class MachineConfig:
             raise ConfigError("--balloon: huge pages are reserved for the guest and stay with it")
         if not 0 <= balloon.size <= size:
             raise ConfigError(
-                f"--balloon: {format_size(balloon.size)} is not between 0 and the guest's"
+                f"--balloon size: {format_size(balloon.size)} is not between 0 and the guest's"
                 f" {format_size(size)}"
             )
 
@@ -218,17 +219,19 @@ class MachineConfig:
             )
 
     def _check_places(self) -> None:
-        """Nothing of the host's is two devices' at once."""
+        """All are known, and nothing of the host's is two devices' at once."""
         taps = [net.ifname for net in self.nets if net.ifname]
         taps += [f"fd {fd}" for net in self.nets for fd in net.fds]
         for tap in taps:
             if taps.count(tap) > 1:
                 raise ConfigError(f"--net: {tap} can't serve twice")
-        consoles = self.console.places if self.console is not None else ()
+        console = self.console
+        consoles = tuple(filter(None, console.places)) if console is not None else ()
         places = self.serial + consoles
         for place in places:
+            option = "--console" if place in consoles else "--serial"
+            parse_place(place, option)
             if place not in ("null", "pty") and places.count(place) > 1:
-                option = "--console" if place in consoles else "--serial"
                 raise ConfigError(f"{option}: {place} can't serve two ports")
 
     @property

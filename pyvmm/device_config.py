@@ -56,10 +56,10 @@ class DiskConfig:
         if not self.path:
             raise ConfigError("--disk: the path is empty")
         if not self.serial.isprintable():
-            raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is not plain text")
+            raise ConfigError(f"--disk {self.path},serial: {self.serial!r} is not plain text")
         if len(self.serial.encode()) > 20:
-            raise ConfigError(f"--disk {self.path}: serial {self.serial!r} is over 20 bytes")
-        parse_transport(self.transport, f"--disk {self.path}")
+            raise ConfigError(f"--disk {self.path},serial: {self.serial!r} is over 20 bytes")
+        parse_transport(self.transport, f"--disk {self.path},transport")
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
@@ -86,10 +86,10 @@ class RngConfig(NamedTuple):
             rate = parse_size(options["rate"], "--rng rate")
         if not MIN_RNG_RATE <= rate <= MAX_RNG_RATE:
             raise ConfigError(
-                f"--rng: rate {format_size(rate)} is not between {format_size(MIN_RNG_RATE)} and"
+                f"--rng rate: {format_size(rate)} is not between {format_size(MIN_RNG_RATE)} and"
                 f" {format_size(MAX_RNG_RATE)} a second"
             )
-        return cls(rate, parse_transport(options.get("transport", ""), "--rng"))
+        return cls(rate, parse_transport(options.get("transport", ""), "--rng transport"))
 
 
 class BalloonConfig(NamedTuple):
@@ -118,7 +118,7 @@ class BalloonConfig(NamedTuple):
         if "stats" in options:
             seconds = parse_seconds(options["stats"], "--balloon stats")
             if seconds < MIN_STATS_SECONDS:
-                raise ConfigError(f"--balloon: stats can be had every {MIN_STATS_SECONDS} seconds")
+                raise ConfigError(f"--balloon stats: can be had every {MIN_STATS_SECONDS} seconds")
         return cls(
             parse_size(options.get("size", "0"), "--balloon size"),
             seconds,
@@ -126,7 +126,7 @@ class BalloonConfig(NamedTuple):
                 options.get("free-page-reporting", "off"), "--balloon free-page-reporting"
             ),
             parse_switch(options.get("deflate-on-oom", "off"), "--balloon deflate-on-oom"),
-            parse_transport(options.get("transport", ""), "--balloon"),
+            parse_transport(options.get("transport", ""), "--balloon transport"),
         )
 
 
@@ -167,21 +167,22 @@ class NetConfig(NamedTuple):
                 "it takes TAP, tap,ifname=TAP or fd=N",
             )
         queues = len(fds) or parse_number(
-            options.get("queues", "1"), 1, MAX_QUEUE_PAIRS, f"--net {text}: queues"
+            options.get("queues", "1"), 1, MAX_QUEUE_PAIRS, f"--net {source},queues"
         )
         if "queues" in options and fds:
-            raise ConfigError(f"--net {text}: queues= goes with a name, not with fd=")
+            raise ConfigError(f"--net {source},queues: goes with a name, not with fd=")
         if queues > MAX_QUEUE_PAIRS:
-            raise ConfigError(f"--net {text}: {queues} queues are more than {MAX_QUEUE_PAIRS}")
+            raise ConfigError(f"--net {source}: {queues} queues are more than {MAX_QUEUE_PAIRS}")
         mac = options.get("mac", "")
         if "mac" in options and not _is_unicast_mac(mac):
             raise ConfigError(
-                f"--net {text}: {mac!r} is not the address of a card", "such as 52:54:00:12:34:56"
+                f"--net {source},mac: {mac!r} is not the address of a card",
+                "such as 52:54:00:12:34:56",
             )
         mtu = 0
         if "mtu" in options:
-            mtu = parse_number(options["mtu"], MIN_MTU, MAX_MTU, f"--net {text}: mtu")
-        transport = parse_transport(options.get("transport", ""), f"--net {text}")
+            mtu = parse_number(options["mtu"], MIN_MTU, MAX_MTU, f"--net {source},mtu")
+        transport = parse_transport(options.get("transport", ""), f"--net {source},transport")
         return cls(ifname, fds, mac, mtu, queues, transport)
 
 
@@ -218,7 +219,7 @@ class ConsoleConfig(NamedTuple):
         place, options = parse_sub_options(text or "", "--console", known)
         if text is not None:
             parse_place(place, "--console")
-        transport = parse_transport(options.get("transport", ""), f"--console {place}")
+        transport = parse_transport(options.get("transport", ""), f"--console {place},transport")
         found = tuple(PortConfig.parse(port) for port in ports)
         if len(found) > MAX_CONSOLE_PORTS:
             raise ConfigError(f"--port: {len(found)} ports are more than {MAX_CONSOLE_PORTS}")
@@ -247,10 +248,12 @@ class VsockConfig(NamedTuple):
         known = {"cid": "N", "path": "PATH", "transport": _TRANSPORT}
         options = parse_only_sub_options(text, "--vsock", known)
         if not options.get("cid") or not options.get("path"):
-            raise ConfigError(f"--vsock {text}: cid or path is missing", "cid=3,path=/tmp/v.sock")
+            raise ConfigError(
+                f"--vsock {text}: cid or path is missing", "such as cid=3,path=/tmp/v.sock"
+            )
         low, high = MIN_VSOCK_CID, MAX_VSOCK_CID
-        cid = parse_number(options["cid"], low, high, f"--vsock {text}: cid")
-        transport = parse_transport(options.get("transport", ""), f"--vsock {text}")
+        cid = parse_number(options["cid"], low, high, "--vsock cid")
+        transport = parse_transport(options.get("transport", ""), "--vsock transport")
         return cls(cid, options["path"], transport)
 
 

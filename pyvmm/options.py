@@ -81,7 +81,7 @@ def parse_switch(text: str, option: str) -> bool:
 def parse_transport(text: str, option: str) -> str:
     """A device's ``transport=``: one of :data:`TRANSPORTS`, or nothing for the machine's."""
     if text and text not in TRANSPORTS:
-        raise ConfigError(f"{option}: transport {text!r} is none of {', '.join(TRANSPORTS)}")
+        raise ConfigError(f"{option}: {text!r} is none of {', '.join(TRANSPORTS)}")
     return text
 
 

@@ -26,7 +26,6 @@ from pyvmm.console_watch import ConsoleWatch
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
-from pyvmm.options import parse_place
 from pyvmm.outcome import Outcome, Reason
 from pyvmm.peripherals import ConsoleBackends
 
@@ -268,7 +267,6 @@ class Supervisor:
 
     def _open(self, place: str, option: str, watch: ConsoleWatch | None = None) -> CharacterBackend:
         """The backend that ``option`` asks for by ``place``; ``watch`` is for a console's."""
-        parse_place(place, option)
         kind, _, path = place.partition(":")
         on_output = None if watch is None else watch.feed
         stream: StreamBackend | SocketBackend

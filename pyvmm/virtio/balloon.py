@@ -126,7 +126,7 @@ class BalloonDevice(LoopDevice):
         takes its time."""
         if not 0 <= size <= self._memory.size:
             raise ConfigError(
-                f"--balloon: {format_size(size)} is not between 0 and the guest's"
+                f"--balloon size: {format_size(size)} is not between 0 and the guest's"
                 f" {format_size(self._memory.size)}"
             )
         struct.pack_into("<I", self.config, 0, size >> PAGE_SHIFT)

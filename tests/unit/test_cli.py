@@ -184,7 +184,7 @@ def test_the_log_is_not_an_image_that_is_in_use(kernel: Path, tmp_path: Path) ->
         ("--expect.*empty", ["run", "-k", "x", "--expect", ""]),
         ("--fail-on.*empty", ["run", "-k", "x", "--fail-on", ""]),
         ("--serial.*stdio.*two", ["run", "-k", "x", "--serial", "stdio", "--serial", "stdio"]),
-        ("--disk d: serial", ["run", "-k", "x", "--disk", "d,serial=\udcff"]),
+        ("--disk d,serial: ", ["run", "-k", "x", "--disk", "d,serial=\udcff"]),
         ("--memory.*1 MiB.*2 MiB", ["run", "-k", "x", "--memory", "1M"]),
         ("--memory.*'lots'", ["run", "-k", "x", "--memory", "lots"]),
         ("--memory", ["run", "-k", "x", "--memory", "65G"]),

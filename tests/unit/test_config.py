@@ -93,10 +93,20 @@ class TestTransport:
 
     @pytest.mark.parametrize("text", ["isa", "PCI", "mmio ", "pci|mmio"])
     def test_there_are_but_two(self, text: str) -> None:
-        with pytest.raises(ConfigError, match=r"--disk a: transport .* is none of pci, mmio"):
+        with pytest.raises(ConfigError, match=r"--disk a,transport: .* is none of pci, mmio"):
             DiskConfig.parse(f"a,transport={text}")
         with pytest.raises(ConfigError, match="--transport"):
             MachineConfig(kernel="k", transport=text)
+
+
+@pytest.mark.parametrize("place", ["", "x", "file:", "file", "stdio:1", "null:"])
+def test_places(place: str) -> None:
+    """Whoever makes the record, the user or a program."""
+    with pytest.raises(ConfigError, match=r"--serial: .*\(use stdio, null, pty, file:"):
+        MachineConfig(kernel="k", serial=(place,))
+    if place:
+        with pytest.raises(ConfigError, match=r"--console: .* is not understood"):
+            MachineConfig(kernel="k", console=ConsoleConfig(place))
 
 
 class TestDisk:
@@ -207,8 +217,8 @@ class TestMemory:
             (63 * MIB, MemoryBacking(hugepages=True), None, "multiples of 2 MiB"),
             (64 * MIB, MemoryBacking(hugepages=True, mergeable=True), None, "can't be merged"),
             (64 * MIB, MemoryBacking(hugepages=True), BalloonConfig(), "--balloon: huge pages"),
-            (64 * MIB, MemoryBacking(), BalloonConfig(64 * MIB + 1), "--balloon: .* 64 MiB"),
-            (64 * MIB, MemoryBacking(), BalloonConfig(-MIB), "--balloon: .* not between 0"),
+            (64 * MIB, MemoryBacking(), BalloonConfig(64 * MIB + 1), "--balloon size: .* 64 MiB"),
+            (64 * MIB, MemoryBacking(), BalloonConfig(-MIB), "--balloon size: .* not between 0"),
         ],
     )
     def test_what_does_not_go_together(
