@@ -157,9 +157,9 @@ class Virtqueue:
 
     def pop_buffers(self, limit: int) -> tuple[list[int], list[int], list[memoryview]] | None:
         """The same at half the price for chains that are one writable buffer each, as most drivers
-        offer for receiving: their heads, their lengths, and their memory, in which buffers that lie behind
-        each other are one view. None, and nothing is popped, if there is any other chain among
-        them; it is :meth:`pop_batch`'s then."""
+        offer for receiving: their heads, their lengths, and their memory, in which buffers that
+        lie behind each other are one view. None, and nothing is popped, if there is any other
+        chain among them; it is :meth:`pop_batch`'s then."""
         heads = self._heads(limit)
         table, entries, unpack = self._descriptors, self.size, _DESCRIPTOR.unpack_from
         low, low_end = self._low, self._low_end
