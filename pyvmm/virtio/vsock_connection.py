@@ -197,8 +197,10 @@ class Connection:
         BlockingIOError if there is nothing now."""
         try:
             length = self.socket.recvmsg_into(first(buffers, self.credit))[0]
-        except ConnectionResetError:
-            length = 0  # killed with our data unread
+        except BlockingIOError:
+            raise
+        except OSError:
+            length = 0  # most likely it was killed with our data unread
         self.tx_cnt = (self.tx_cnt + length) % CYCLE
         return length
 
@@ -211,7 +213,7 @@ class Connection:
             self.line += self.socket.recv(end or len(seen))
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError:
             raise EOFError from None
         if not seen:
             raise EOFError

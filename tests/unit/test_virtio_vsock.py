@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from hypothesis import given, settings
@@ -162,6 +164,18 @@ class Rig:
         host.settimeout(10)
         self.sockets.append(host)
         return host
+
+
+class FailingSocket:
+    """A socket from which nothing can be read, though it is readable."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.fileno, self.close, self.shutdown = real.fileno, real.close, real.shutdown
+
+    def recv(self, *_: object) -> bytes:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    recvmsg_into = recv
 
 
 def ended(client: socket.socket) -> bool:
@@ -389,6 +403,19 @@ class TestEnds:
         rig.clock.advance(PATIENCE_NS)
         assert [p.op for p in rig.got()] == [RST]
         assert not rig.device.connections
+
+    @pytest.mark.parametrize("greeted", [True, False])
+    def test_a_host_that_fails(self, rig: Rig, greeted: bool) -> None:
+        """Such as for lack of memory; that ends the connection, and nothing else."""
+        client = rig.from_host()[0] if greeted else rig.client(b"CON")
+        for connection in rig.device._all():
+            connection.socket = cast(socket.socket, FailingSocket(connection.socket))
+        client.sendall(b"NECT 5\n")
+        rig.loop.settle()
+        assert [p.op for p in rig.got()] == ([SHUTDOWN] if greeted else [])
+        if not greeted:
+            assert ended(client)
+        rig.from_host()
 
     def test_a_driver_reset_closes_all(self, rig: Rig) -> None:
         host = rig.from_guest()
