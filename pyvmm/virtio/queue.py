@@ -212,23 +212,21 @@ class Virtqueue:
         low, low_end = self._low, self._low_end
         unpack = _DESCRIPTOR.unpack_from
         table, entries = self._descriptors, self.size
-        if head < entries:
-            # A single buffer, as nearly all that network drivers offer for receiving. What is read
-            # here counts only if it is all there is to read.
-            address, length, flags, _ = unpack(table, head << 4)
-            if length and not flags & ~VIRTQ_DESC_F_WRITE:
-                end = address + length
-                buffer = low[address:end] if end <= low_end else view(address, length)
-                if flags:
-                    return Chain(head, [], 0, [buffer], length)
-                return Chain(head, [buffer], length, [], 0)
+        if head >= entries:
+            raise VirtqueueError(f"descriptor {head} in a table of {entries}")
+        address, length, flags, following = unpack(table, head << 4)
+        if length and not flags & ~VIRTQ_DESC_F_WRITE:
+            # A single buffer, as nearly all that network drivers offer for receiving.
+            end = address + length
+            buffer = low[address:end] if end <= low_end else view(address, length)
+            if flags:
+                return Chain(head, [], 0, [buffer], length)
+            return Chain(head, [buffer], length, [], 0)
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         readable_bytes = writable_bytes = 0
         budget = entries
-        index = head
-        while index < entries:
-            address, length, flags, following = unpack(table, index << 4)
+        while True:
             if flags & VIRTQ_DESC_F_INDIRECT:
                 if table is not self._descriptors or not self._indirect:
                     raise VirtqueueError("indirect descriptor where none is allowed")
@@ -236,29 +234,30 @@ class Virtqueue:
                     raise VirtqueueError(f"bad indirect table: {length} bytes, flags {flags:#x}")
                 table, entries = view(address, length), length >> 4
                 # A device's queue size bounds its chains, whatever size the driver has chosen.
-                budget, index = self.max_size, 0
-                continue
-            if not length:
-                raise VirtqueueError("descriptor of length 0")
-            end = address + length
-            buffer = low[address:end] if end <= low_end else view(address, length)
-            if flags & VIRTQ_DESC_F_WRITE:
-                writable.append(buffer)
-                writable_bytes += length
-            elif writable:
-                raise VirtqueueError("readable descriptor behind a writable one")
+                budget, following = self.max_size, 0
             else:
-                readable.append(buffer)
-                readable_bytes += length
-            if not flags & VIRTQ_DESC_F_NEXT:
-                if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
-                    raise VirtqueueError("chain of more than 4 GiB")
-                return Chain(head, readable, readable_bytes, writable, writable_bytes)
-            budget -= 1
-            if not budget:
-                raise VirtqueueError("chain is longer than the queue, or a loop")
-            index = following
-        raise VirtqueueError(f"descriptor {index} in a table of {entries}")
+                if not length:
+                    raise VirtqueueError("descriptor of length 0")
+                end = address + length
+                buffer = low[address:end] if end <= low_end else view(address, length)
+                if flags & VIRTQ_DESC_F_WRITE:
+                    writable.append(buffer)
+                    writable_bytes += length
+                elif writable:
+                    raise VirtqueueError("readable descriptor behind a writable one")
+                else:
+                    readable.append(buffer)
+                    readable_bytes += length
+                if not flags & VIRTQ_DESC_F_NEXT:
+                    if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
+                        raise VirtqueueError("chain of more than 4 GiB")
+                    return Chain(head, readable, readable_bytes, writable, writable_bytes)
+                budget -= 1
+                if not budget:
+                    raise VirtqueueError("chain is longer than the queue, or a loop")
+            if following >= entries:
+                raise VirtqueueError(f"descriptor {following} in a table of {entries}")
+            address, length, flags, following = unpack(table, following << 4)
 
     @property
     def waiting(self) -> bool:
