@@ -378,13 +378,21 @@ class VirtioDriver:
         self.function.write(self.msix + 2, 2, 0x8000)
 
     def add_queue(
-        self, index: int = 0, size: int | None = None, vector: int = NO_VECTOR
+        self,
+        index: int = 0,
+        size: int | None = None,
+        vector: int = NO_VECTOR,
+        places: tuple[int, int, int] | None = None,
     ) -> DriverQueue:
-        """Set up a queue; before :meth:`run`."""
+        """Set up a queue; before :meth:`run`. ``places`` is where its rings lie in the memory that
+        they have, if they are to get in each other's way."""
         self.set("queue_select", index)
         if size is not None:
             self.set("queue_size", size)
         ring = DriverQueue(self, index, self.get("queue_size"))
+        if places is not None:
+            base = self.allocate(0x4000, 0x1000)
+            ring.descriptors, ring.avail, ring.used = (base + place for place in places)
         self.set("queue_desc", ring.descriptors)
         self.set("queue_driver", ring.avail)
         self.set("queue_device", ring.used)
