@@ -147,7 +147,7 @@ class ThreadedRig(Rig):
         if self.session.running and not self.session.status & NEEDS_RESET:
             self.idle.clear()
             os.eventfd_write(self.device.doorbells[0], 1)
-            self.idle.wait(0.05)
+            self.idle.wait(0.02)
 
 
 class Blk(ThreadedRig):
