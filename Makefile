@@ -56,8 +56,8 @@ lab: setup  ## tests of the lab itself
 	$(PYTEST) tests/lab
 
 linux: setup guests  ## tests with Linux guests, in the lab where this host can't run them
-	$(LAB) --memory 12G -- $(PYTEST) -p no:cacheprovider -n 2 --dist loadgroup \
-	    --durations=10 --junitxml=build/lab-out/linux.xml tests/linux
+	$(LAB) --memory 12G -- $(PYTEST) -p no:cacheprovider -rfER --durations=10 \
+	    --junitxml=build/lab-out/linux.xml tests/linux
 
 guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.kernel cloud

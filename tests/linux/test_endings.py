@@ -24,9 +24,9 @@ def test_power_off(images: Images) -> None:
     assert re.fullmatch(r"pyvmm: guest powered off after \d+\.\d\d s\n", ended.stderr)
 
 
-@pytest.mark.parametrize("how", ["k", "a", "p"])
+@pytest.mark.parametrize("how", ["a", "p"])
 def test_reboot(images: Images, how: str) -> None:
-    """By the keyboard controller, by ACPI's reset register, by port 0xCF9."""
+    """By ACPI's reset register, by port 0xCF9; by the keyboard controller in test_reboot.py."""
     ended = boot(
         images.bzimage, *options(images, "--append", f"reboot={how}", *job("true", "reboot"))
     )
@@ -55,7 +55,7 @@ def test_a_dead_init_is_a_panic(images: Images) -> None:
 
 def test_a_hanging_guest_times_out(images: Images) -> None:
     ended = boot(
-        images.bzimage, *options(images, *job("echo now: hanging", "hang"), "--timeout", "45")
+        images.bzimage, *options(images, *job("echo now: hanging", "hang"), "--timeout", "20")
     )
     assert ended.status == 124
     assert ended.value("now") == "hanging"

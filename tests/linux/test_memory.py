@@ -20,8 +20,6 @@ from pyvmm.machine import Machine
 from pyvmm.memory import MIB
 from pyvmm.outcome import Reason
 
-pytestmark = pytest.mark.xdist_group("hugepages")  # there is one pool of them
-
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
