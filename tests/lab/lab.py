@@ -51,6 +51,7 @@ STATUS_INTERRUPTED = 128 + signal.SIGINT
 
 BOOT_SECONDS = 60  # Usually 3 to 5; a busy machine may need a multiple.
 BOOT_ATTEMPTS = 2  # One boot in some hundreds gets stuck in the kernel, early.
+SILENCE_SECONDS = 60  # Without a sign of life, which is due every 5, the lab stands still.
 PATIENCE_SECONDS = 5  # From the job's end to the lab's.
 INTERRUPTS_PASSED_ON = 2  # The third Ctrl-C is for us.
 
@@ -86,6 +87,10 @@ Handler = Callable[[bytes], None]
 
 class LabError(Exception):
     """The lab itself doesn't work, and this is the sentence about it."""
+
+
+class StandstillError(LabError):
+    """The lab has stopped in the middle of its job."""
 
 
 class NotUpError(LabError):
@@ -304,6 +309,8 @@ class Lab:
         log = f"its last lines, of {self._keep_log()}:\n{self._last_lines()}"
         if time.monotonic() < self._deadline:
             raise LabError(f"the lab ended by itself; {log}")
+        if self._is_up:
+            raise StandstillError(f"the lab gave no sign of life for {SILENCE_SECONDS} s; {log}")
         raise NotUpError(f"the lab isn't up after {BOOT_SECONDS} s; {log}")
 
     def _last_lines(self) -> str:
@@ -317,16 +324,18 @@ class Lab:
         return LOG
 
     def _hear(self, data: bytes) -> None:
-        """Take what the second stage says: `up`, `exit STATUS`."""
+        """Take what the second stage says: `up`, `alive`, `exit STATUS`."""
         *lines, self._word = (self._word + data).split(b"\n")
         for line in lines:
             word, _, argument = line.decode().partition(" ")
             if word == "up":
                 self._is_up = True
-                self._deadline = math.inf
+                self._deadline = time.monotonic() + SILENCE_SECONDS
                 if self._has_terminal:
                     self._stack.enter_context(raw_terminal())
                     self._listen_to(sys.stdin, self._type)
+            elif word == "alive" and self._status is None:
+                self._deadline = time.monotonic() + SILENCE_SECONDS
             elif word == "exit":
                 self._status = int(argument)
                 self._deadline = time.monotonic() + PATIENCE_SECONDS
@@ -451,28 +460,36 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--force-lab", action="store_true", help="use the lab even if it isn't needed")
     option("--memory", default="4G", help="of the lab (default: 4G)")
     option("--timeout", type=float, metavar="SECONDS", help="end everything then, with status 124")
+    option(
+        "--attempts", type=int, default=1, metavar="N", help="if the lab stands still, start anew"
+    )
     option("command", nargs="+", metavar="COMMAND")
     return parser.parse_args(arguments)
 
 
 def run_in_lab(options: argparse.Namespace) -> int:
-    """Run the command in a lab; if that doesn't come up, nothing has begun, so start over."""
-
-    def attempt() -> int:
+    """Run the command in a lab. If that doesn't come up, nothing has begun, so start over; if it
+    stands still later, start over as often as the user allows."""
+    boots, attempts = BOOT_ATTEMPTS, options.attempts
+    while True:
         lab = Lab(
             options.command,
             has_terminal=options.tty,
             memory=options.memory,
             timeout=options.timeout,
         )
-        return lab.run()
-
-    for _ in range(BOOT_ATTEMPTS - 1):
         try:
-            return attempt()
+            return lab.run()
         except NotUpError as error:
+            boots -= 1
+            if not boots:
+                raise
             say(f"{error}\nlab: starting it again")
-    return attempt()
+        except StandstillError as error:
+            attempts -= 1
+            if not attempts:
+                raise
+            say(f"{error}\nlab: starting it and the command again")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -156,3 +156,33 @@ def test_nothing_outlives_a_killed_lab() -> None:
 )
 def test_exit_status_without_a_lab(job: list[str], timeout: float | None, status: int) -> None:
     assert lab.run_here(job, has_terminal=False, timeout=timeout) == status
+
+
+@BOOTS
+def test_a_lab_that_stands_still_is_replaced() -> None:
+    """The first lab falls silent, the second one does the job."""
+    mark = lab.RESULTS / "stood-still"
+    mark.unlink(missing_ok=True)
+    job = f"""
+        test -e {mark} && exit 7
+        touch {mark}; sync
+        kill -STOP $(ps -C sleep -o ppid=)
+        sleep 1000
+    """
+    program = f"""
+import sys
+from lab import lab
+lab.SILENCE_SECONDS = 10
+sys.exit(lab.main(["--force-lab", "--attempts", "2", "--", "sh", "-c", {job!r}]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=lab.PROJECT / "tests",
+        env={**os.environ, "PYTHONPATH": f"{lab.PROJECT}:{lab.PROJECT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    mark.unlink()
+    assert ended.returncode == 7, ended.stderr
+    assert "no sign of life" in ended.stderr
