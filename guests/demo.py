@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 
 from guests import artefacts, debian, debian_disk, disk, initramfs, kernel, network
+from pyvmm.kvm.system import host_has_hardware_kvm
 
 LAB = artefacts.PROJECT / "tests/lab/lab.py"
 IMAGE = artefacts.BUILD / "lab-out/demo.raw"  # Where the lab's writes reach the host's disk.
 DEBIAN_IMAGE = IMAGE.with_name("debian.raw")
 FILE = "/demo.txt"
-TIMEOUT_SECONDS = 300  # In the lab it needs a tenth of that.
+TIMEOUT_SECONDS = 120  # In the lab it needs a tenth of that.
 STATUS_QUIT = 130  # pyvmm's, after Ctrl-A x: here the ordinary end.
 
 
@@ -33,7 +34,12 @@ def demonstrate() -> None:
     copy_image(disk.build(), IMAGE)
     nonce = secrets.token_hex(8)
     command = [*machine(), "--append", f'job="demo {nonce}"']
-    status = run(["--timeout", str(TIMEOUT_SECONDS)], command)
+    lab_options = ["--timeout", str(TIMEOUT_SECONDS)]
+    status = run(lab_options, command)
+    if status != 0 and not host_has_hardware_kvm():
+        print(f"demo: status {status}; the lab's CPU isn't faultless, so once more", flush=True)
+        copy_image(disk.build(), IMAGE)
+        status = run(lab_options, command)
     if status != 0:
         raise DemoError(f"pyvmm ended with status {status}")
     print(f"\n$ debugfs -R 'cat {FILE}' {shown(IMAGE)}", flush=True)
