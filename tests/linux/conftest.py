@@ -12,7 +12,7 @@ from linux.boot import Images, built
 
 from guests import artefacts, kernel, memtest, vmlinux
 
-LAB_ATTEMPTS = 3
+LAB_ATTEMPTS = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
