@@ -20,8 +20,10 @@ from unit.virtio_driver import (
     NEEDS_RESET,
     TIMEOUT,
     VERSION_1,
+    Buffer,
     DriverQueue,
     Pc,
+    Scratch,
     VirtioDriver,
 )
 
@@ -36,10 +38,8 @@ OK, IOERR, UNSUPP = 0, 1, 2
 SEG_MAX, RO, BLK_SIZE, F_FLUSH, TOPOLOGY = 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 10
 F_DISCARD, F_WRITE_ZEROES = 1 << 13, 1 << 14
 
-Buffer = tuple[int, int]
 
-
-class Disk:
+class Disk(Scratch):
     """A VM with one disk, and a driver that sends requests to it."""
 
     def __init__(
@@ -63,17 +63,6 @@ class Disk:
     def start(self, features: int | None = None, **options: bool) -> DriverQueue:
         self.ring = self.driver.start(features, **options)
         return self.ring
-
-    def buffer(self, size: int) -> Buffer:
-        """Guest memory of ``size`` bytes."""
-        address = self.buffers
-        self.buffers += (size + 63) & ~63
-        return address, size
-
-    def filled(self, data: bytes) -> Buffer:
-        address, size = self.buffer(len(data))
-        self.memory.write(address, data)
-        return address, size
 
     def header(self, kind: int, sector: int = 0) -> Buffer:
         return self.filled(struct.pack("<IIQ", kind, 0, sector))

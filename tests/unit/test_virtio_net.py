@@ -24,8 +24,10 @@ from unit.virtio_driver import (
     NEEDS_RESET,
     TIMEOUT,
     VERSION_1,
+    Buffer,
     DriverQueue,
     Pc,
+    Scratch,
     VirtioDriver,
 )
 
@@ -45,8 +47,6 @@ OTHER_MAC = bytes.fromhex("525400abcdef")
 GROUP_MAC = bytes.fromhex("01005e000001")
 BROADCAST = b"\xff" * 6
 HEADER = bytes(12)
-
-Buffer = tuple[int, int]
 
 
 class FakeTap:
@@ -82,7 +82,7 @@ def frame(payload: bytes = b"payload", to: bytes = OUR_MAC, vlan: int | None = N
     return to + OTHER_MAC + tag + b"\x08\x00" + payload
 
 
-class Card:
+class Card(Scratch):
     """A VM with one network card, and a driver that sends and receives with it."""
 
     def __init__(self, *, queues: int = 1, offloads: int = ALL_TUN, mtu: int = 0) -> None:
@@ -114,17 +114,6 @@ class Card:
         self.arrived = [deque[bytes]() for _ in self.rx]
         self.ctrl = driver.add_queue(2 * pairs, 64, 1 + 2 * pairs)
         driver.run()
-
-    def buffer(self, size: int) -> Buffer:
-        """Guest memory of ``size`` bytes."""
-        address = self.buffers
-        self.buffers += (size + 63) & ~63
-        return address, size
-
-    def filled(self, data: bytes) -> Buffer:
-        address, size = self.buffer(len(data))
-        self.memory.write(address, data)
-        return address, size
 
     def send(self, *pieces: bytes, pair: int = 0) -> None:
         """One packet, header included, in as many buffers as pieces; wait until it is used."""

@@ -235,6 +235,28 @@ class Pc:
         self.memory.close()
 
 
+Buffer = tuple[int, int]
+"""Address and length."""
+
+
+class Scratch:
+    """What hands out pieces of ``memory`` for a test's own buffers, from ``buffers`` on."""
+
+    memory: GuestMemory
+    buffers: int
+
+    def buffer(self, size: int) -> Buffer:
+        """Guest memory of ``size`` bytes."""
+        address = self.buffers
+        self.buffers += (size + 63) & ~63
+        return address, size
+
+    def filled(self, data: bytes) -> Buffer:
+        address, size = self.buffer(len(data))
+        self.memory.write(address, data)
+        return address, size
+
+
 class PciDevice:
     """A PCI function as a driver sees it, by ECAM."""
 
