@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kvm.command import Running, start
-from kvm.namespace import network_namespace, shell
+from kvm.namespace import shell
 
 MIB = 1 << 20
 MEMORY = ("--memory", "64M")
@@ -35,13 +34,9 @@ def make_image(path: Path) -> Path:
 
 
 @pytest.fixture
-def tap() -> Iterator[str]:
-    try:
-        with network_namespace():
-            shell("ip tuntap add dev tap0 mode tap; ip link set tap0 up")
-            yield "tap0"
-    except PermissionError:
-        pytest.skip("needs root")
+def tap(namespace: None) -> str:
+    shell("ip tuntap add dev tap0 mode tap; ip link set tap0 up")
+    return "tap0"
 
 
 def survives(guest: Running, kind: str) -> None:

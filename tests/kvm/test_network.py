@@ -6,25 +6,17 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kvm.command import PYVMM, run_to_end, start
-from kvm.namespace import network_namespace, shell
+from kvm.namespace import shell
 
 from pyvmm.backends.tap import Tap
 
+pytestmark = pytest.mark.usefixtures("namespace")
+
 HOST, GUEST = "10.0.5.1", "10.0.5.2"
-
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    try:
-        with network_namespace():
-            yield
-    except PermissionError:
-        pytest.skip("needs root")
 
 
 def ping(size: int) -> None:

@@ -25,14 +25,13 @@ IPV4, ARP = 0x0800, 0x0806
 ATTEMPTS, PATIENCE = 20, 0.5
 
 
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
+pytestmark = pytest.mark.usefixtures("namespace")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    """Before a test has a network of its own, by which nothing could be installed."""
     debian.ensure("ip", "nft")
-    try:
-        with network_namespace():
-            yield
-    except PermissionError:
-        pytest.skip("needs root")
 
 
 def script(name: str) -> str:

@@ -6,24 +6,16 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvm.namespace import network_namespace, shell
+from kvm.namespace import shell
 
 from pyvmm.backends import tap as tap_module
 from pyvmm.backends.tap import Offload, Tap
 from pyvmm.errors import HostError
 
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    try:
-        with network_namespace():
-            yield
-    except PermissionError:
-        pytest.skip("needs root")
+pytestmark = pytest.mark.usefixtures("namespace")
 
 
 def opened(name: str, **options: int) -> Tap:

@@ -6,11 +6,10 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 from kvm.command import Running
-from kvm.namespace import network_namespace, shell
+from kvm.namespace import shell
 from linux.boot import TIMEOUT, Images, boot, boot_command, built, job
 
 from guests import artefacts
@@ -22,13 +21,8 @@ PORT = 5000
 
 
 @pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    try:
-        with network_namespace():
-            shell("ip link set lo up")
-            yield
-    except PermissionError:
-        pytest.skip("needs root")
+def loopback(namespace: None) -> None:
+    shell("ip link set lo up")
 
 
 @pytest.fixture
