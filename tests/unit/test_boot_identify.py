@@ -35,7 +35,7 @@ def lz4_legacy(data: bytes) -> bytes:
 
 
 COMPRESSORS = {
-    "gzip": gzip.compress,
+    "gzip": lambda data: gzip.compress(data, mtime=0),  # or its header tells the second
     "bzip2": bz2.compress,
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "xz": lambda data: lzma.compress(data, lzma.FORMAT_XZ, check=lzma.CHECK_CRC32),
