@@ -1,8 +1,7 @@
 """Runs a machine on this process's terminal and says how it went: what ``pyvmm run`` does.
 
-The supervisor opens the consoles, watches what the guest prints for panics and for the user's
-patterns, keeps the time, minds the signals, and gives the verdict. The machine itself only knows
-how it ended; what the console said outranks that, because a kernel that panics then reboots.
+The supervisor opens the consoles, has a :class:`~pyvmm.verdict.Verdict` read along, keeps the time
+and minds the signals.
 """
 
 from __future__ import annotations
@@ -10,33 +9,28 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.backends.streams import StreamBackend, open_file, open_pty
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
 from pyvmm.config import MachineConfig
-from pyvmm.console_watch import ConsoleWatch
 from pyvmm.errors import ConfigError, GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome, Reason
 from pyvmm.peripherals import ConsoleBackends
+from pyvmm.verdict import Expectations, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.backends.unix_socket import SocketBackend
-
-PANIC_GRACE_NS = 500_000_000
-"""From a panic's first line to the end of the run, so that the register dump and stack trace that
-follow it are printed; its last line ends the run at once."""
 
 FLUSH_SECONDS = 1.0
 """How long a reader of the console may take to fetch the last lines."""
@@ -47,22 +41,7 @@ SHUTDOWN_SECONDS = 10.0
 LAST_WORDS_SECONDS = 0.1
 """How long a reset waits for the console's reader to see what the guest said before."""
 
-MAX_QUOTE = 160
-"""How much of a guest's line the last line quotes."""
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-class Expectations(NamedTuple):
-    """What a run must and must not do.
-
-    ``timeout`` is in seconds; ``expect`` and ``fail_on`` are searched in each line of the guest's
-    consoles, and in a line that isn't finished yet (a prompt).
-    """
-
-    timeout: float | None = None
-    expect: re.Pattern[bytes] | None = None
-    fail_on: tuple[re.Pattern[bytes], ...] = ()
 
 
 class Interrupted(BaseException):
@@ -83,10 +62,7 @@ class Supervisor:
         self._terminal = RawMode(sys.stdin.fileno()) if sys.stdin is not None else RawMode(-1)
         self._loop = EventLoop()
         self._streams: list[StreamBackend | SocketBackend] = []
-        self._watches: list[ConsoleWatch] = []
-        self._panic: str | None = None
-        self._panic_timer = self._loop.timer(self._panic_over)
-        self._matched: tuple[Reason, str] | None = None
+        self._verdict = Verdict(expectations, self._loop, self._end)
         self._at_line_start = True
         self._machine: Machine | None = None
         self._graceful = False  # the next SIGTERM is for the guest
@@ -154,7 +130,7 @@ class Supervisor:
         self._terminal.restore()
         if not self._at_line_start and _share_a_screen(1, 2):
             _print_to_stderr("")
-        return self._verdict(outcome)
+        return self._verdict.on(outcome)
 
     def _await_end(self, machine: Machine) -> None:
         try:
@@ -188,26 +164,8 @@ class Supervisor:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""
         for stream in self._streams:
             stream.flush(LAST_WORDS_SECONDS)
-        if self._panic is not None:
-            self._panic_over()
-
-    def _verdict(self, outcome: Outcome) -> Outcome:
-        """What the machine says of its end, unless the console said something of more weight."""
-        if self._panic is not None:
-            detail = _quote(self._panic)
-            return outcome._replace(reason=Reason.PANIC, detail=detail, report=())
-        if self._matched is not None:
-            reason, line = self._matched
-            return outcome._replace(reason=reason, detail=_quote(line), report=())
-        ended_by_itself = outcome.reason in (Reason.POWER_OFF, Reason.REBOOT)
-        expect = self._expectations.expect
-        if ended_by_itself and expect is not None:
-            detail = f"guest {outcome.reason.value} without {os.fsdecode(expect.pattern)!r}"
-            return outcome._replace(reason=Reason.MISSED, detail=detail)
-        gave_up = outcome.reason in (Reason.TIMEOUT, Reason.INTERRUPTED)
-        if gave_up and not any(watch.tail() for watch in self._watches):
-            return _explain_silence(outcome)
-        return outcome
+        if self._verdict.panicked:
+            self._verdict.panic_over()
 
     def say(self, line: str) -> None:
         """A line of our own on stderr."""
@@ -265,10 +223,16 @@ class Supervisor:
                     return os.get_terminal_size(fd)
         return None
 
-    def _open(self, place: str, option: str, watch: ConsoleWatch | None = None) -> CharacterBackend:
-        """The backend that ``option`` asks for by ``place``; ``watch`` is for a console's."""
+    def _watch(self) -> Callable[[bytes], None]:
+        """Has the verdict read along with another console, which feeds this."""
+        return self._verdict.watch().feed
+
+    def _open(
+        self, place: str, option: str, on_output: Callable[[bytes], None] | None = None
+    ) -> CharacterBackend:
+        """The backend that ``option`` asks for by ``place``; ``on_output`` sees what the guest
+        writes there."""
         kind, _, path = place.partition(":")
-        on_output = None if watch is None else watch.feed
         stream: StreamBackend | SocketBackend
         if kind == "null":
             stream = StreamBackend(self._loop, None, None, on_output=on_output)
@@ -353,28 +317,6 @@ class Supervisor:
         what = "a serial port" if option == "--serial" else f"the {option.removeprefix('--')}"
         self.say(f"{what} is at {name}")
 
-    def _watch(self) -> ConsoleWatch:
-        wanted = self._expectations
-        patterns = [p for p in (wanted.expect, *wanted.fail_on) if p is not None]
-        watch = ConsoleWatch(patterns, self._match, self._panicked, lambda _: self._panic_over())
-        self._watches.append(watch)
-        return watch
-
-    def _match(self, pattern: re.Pattern[bytes], line: str) -> None:
-        expected = pattern is self._expectations.expect
-        reason = Reason.EXPECTED if expected else Reason.FAILED
-        if self._matched is None:
-            self._matched = reason, line
-        self._end(reason, line)
-
-    def _panicked(self, message: str) -> None:
-        if self._matched is None:
-            self._panic = message
-        self._panic_timer.arm(self._loop.now_ns() + PANIC_GRACE_NS)
-
-    def _panic_over(self) -> None:
-        self._end(Reason.PANIC)
-
     def _end(self, reason: Reason, detail: str = "", value: int = 0) -> None:
         if self._machine is not None:
             self._machine.end(reason, detail, value=value)
@@ -398,36 +340,9 @@ def _print_to_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _explain_silence(outcome: Outcome) -> Outcome:
-    """A stock kernel on software KVM doesn't always crash: it may stand still before its first
-    word, and leave its user to wonder."""
-    from pyvmm.crash import SOFTWARE_KVM_ADVICE
-    from pyvmm.kvm.system import host_has_hardware_kvm
-
-    if host_has_hardware_kvm():
-        return outcome
-    return outcome._replace(report=(*outcome.report, *SOFTWARE_KVM_ADVICE))
-
-
 def _share_a_screen(first: int, second: int) -> bool:
     """Whether two descriptors are the same terminal, file or pipe."""
     try:
         return os.path.sameopenfile(first, second)
     except OSError:
         return False  # one of them is closed
-
-
-def _quote(line: str) -> str:
-    """A line of the guest's as part of one of ours: without its padding, and not too long."""
-    text = " ".join(line.split())
-    return f'"{text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE] + "…"}"'
-
-
-def compile_patterns(option: str, texts: Sequence[str]) -> tuple[re.Pattern[bytes], ...]:
-    """Regular expressions over the console's bytes. ConfigError names the option."""
-    if "" in texts:  # a script's variable that isn't set
-        raise ConfigError(f"{option}: the pattern is empty")
-    try:
-        return tuple(re.compile(os.fsencode(text)) for text in texts)
-    except re.error as error:
-        raise ConfigError(f"{option}: not a regular expression: {error}") from error

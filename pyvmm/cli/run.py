@@ -17,7 +17,8 @@ from pyvmm.config import (
     command_line,
 )
 from pyvmm.options import TRANSPORTS, format_size, parse_seconds
-from pyvmm.supervisor import Expectations, Supervisor, compile_patterns
+from pyvmm.supervisor import Supervisor
+from pyvmm.verdict import Expectations, compile_patterns
 
 FILE = click.Path(readable=False)
 """For shell completion; what is wrong with a file, whoever opens it says better."""
