@@ -6,7 +6,7 @@ devices' records are in :mod:`pyvmm.device_config`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,8 @@ DEFAULT_MEMORY = 256 * MIB
 DEFAULT_COMMAND_LINE = "console=ttyS0 reboot=k panic=-1"
 DISK_ROOT = "root=/dev/vda rw"
 VIRTIO_CONSOLE = "console=hvc0"
+
+VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
 ENTRIES = ("auto", "64", "32", "pvh", "real")
 ON_REBOOT = ("exit", "restart")
@@ -152,6 +154,32 @@ class MachineConfig:
     mmio_cmdline: bool = False
     debug_console: bool = False
     debug_exit: bool = False
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> MachineConfig:
+        """From the options of ``pyvmm run``, which stand under the names of their parameters and
+        may be left out. Its texts are parsed here; fields without a text are taken as they are."""
+        given = {name: value for name, value in options.items() if value not in (None, ())}
+        fields = {name: given[name] for name in cls.__slots__ if name in given}
+        on_virtio = given.get("console", "").partition(",")[0] == "stdio"
+        if "memory" in given:
+            fields["memory_size"], fields["memory_backing"] = MemoryBacking.parse(given["memory"])
+        if "cpu" in given:
+            fields["cpu"] = CpuConfig.parse(given["cpu"])
+        if "cpu_affinity" in given:
+            fields["cpu_affinity"] = CpuPin.parse(given["cpu_affinity"])
+        fields["command_line"] = command_line(
+            given.get("append", ()),
+            default=not given.get("no_default_append"),
+            has_disk="disks" in given,
+            has_initrd="initrd" in given,
+            virtio_console=on_virtio,
+        )
+        if on_virtio and "serial" not in given:
+            fields["serial"] = ("null",)
+        if any(name in given for name in VIRTIO_OPTIONS):
+            fields |= _virtio_devices(given)
+        return cls(**fields)
 
     def __post_init__(self) -> None:
         if not self.kernel:
@@ -270,3 +298,24 @@ def command_line(
             words.insert(0, VIRTIO_CONSOLE)
         words.insert(0, DEFAULT_COMMAND_LINE)
     return " ".join(words)
+
+
+def _virtio_devices(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are virtio devices, as far as there are any."""
+    from pyvmm import device_config  # here, because not every machine has such a device
+
+    found: dict[str, Any] = {}
+    if "disks" in given:
+        found["disks"] = tuple(map(device_config.DiskConfig.parse, given["disks"]))
+    if "nets" in given:
+        found["nets"] = tuple(map(device_config.NetConfig.parse, given["nets"]))
+    if "rng" in given:
+        found["rng"] = device_config.RngConfig.parse(given["rng"])
+    if "balloon" in given:
+        found["balloon"] = device_config.BalloonConfig.parse(given["balloon"])
+    if "console" in given or "ports" in given:
+        ports = given.get("ports", ())
+        found["console"] = device_config.ConsoleConfig.parse(given.get("console"), ports)
+    if "vsock" in given:
+        found["vsock"] = device_config.VsockConfig.parse(given["vsock"])
+    return found

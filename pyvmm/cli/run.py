@@ -6,24 +6,13 @@ from typing import Any
 
 import click
 
-from pyvmm.config import (
-    DEFAULT_MEMORY,
-    ENTRIES,
-    ON_REBOOT,
-    CpuConfig,
-    CpuPin,
-    MachineConfig,
-    MemoryBacking,
-    command_line,
-)
+from pyvmm.config import DEFAULT_MEMORY, ENTRIES, ON_REBOOT, MachineConfig
 from pyvmm.options import TRANSPORTS, format_size, parse_seconds
 from pyvmm.supervisor import Supervisor
 from pyvmm.verdict import Expectations, compile_patterns
 
 FILE = click.Path(readable=False)
 """For shell completion; what is wrong with a file, whoever opens it says better."""
-
-VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
 
 @click.command()
@@ -212,7 +201,7 @@ def run(**options: Any) -> None:
            didn't power off by itself)
       2v+1 the guest wrote v to the debug exit port
     """
-    config = _machine_config(options)
+    config = MachineConfig.parse(options)
     timeout, expect = options["timeout"], options["expect"]
     expectations = Expectations(
         timeout=None if timeout is None else parse_seconds(timeout, "--timeout"),
@@ -223,58 +212,3 @@ def run(**options: Any) -> None:
     outcome = supervisor.run()
     supervisor.report(outcome)
     click.get_current_context().exit(outcome.status)
-
-
-def _machine_config(options: dict[str, Any]) -> MachineConfig:
-    memory_size, memory_backing = MemoryBacking.parse(options["memory"])
-    affinity = options["cpu_affinity"]
-    on_virtio = (options["console"] or "").partition(",")[0] == "stdio"
-    return MachineConfig(
-        kernel=options["kernel"],
-        initrd=options["initrd"],
-        command_line=command_line(
-            options["append"],
-            default=not options["no_default_append"],
-            has_disk=bool(options["disks"]),
-            has_initrd=options["initrd"] is not None,
-            virtio_console=on_virtio,
-        ),
-        memory_size=memory_size,
-        memory_backing=memory_backing,
-        cpus=options["cpus"],
-        cpu=CpuConfig.parse(options["cpu"]),
-        cpu_affinity=() if affinity is None else CpuPin.parse(affinity),
-        name=options["name"],
-        serial=options["serial"] or (("null",) if on_virtio else ("stdio",)),
-        entry=options["entry"],
-        on_reboot=options["on_reboot"],
-        transport=options["transport"],
-        mmio_cmdline=options["mmio_cmdline"],
-        debug_console=options["debug_console"],
-        debug_exit=options["debug_exit"],
-        **_virtio_devices(options),
-    )
-
-
-def _virtio_devices(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the configuration that are virtio devices, as far as there are any."""
-    given = {name: options[name] for name in VIRTIO_OPTIONS if options[name] not in (None, ())}
-    if not given:
-        return {}
-    from pyvmm import device_config  # here, because not every machine has such a device
-
-    found: dict[str, Any] = {}
-    if "disks" in given:
-        found["disks"] = tuple(map(device_config.DiskConfig.parse, given["disks"]))
-    if "nets" in given:
-        found["nets"] = tuple(map(device_config.NetConfig.parse, given["nets"]))
-    if "rng" in given:
-        found["rng"] = device_config.RngConfig.parse(given["rng"])
-    if "balloon" in given:
-        found["balloon"] = device_config.BalloonConfig.parse(given["balloon"])
-    if "console" in given or "ports" in given:
-        console = device_config.ConsoleConfig.parse(options["console"], options["ports"])
-        found["console"] = console
-    if "vsock" in given:
-        found["vsock"] = device_config.VsockConfig.parse(given["vsock"])
-    return found
