@@ -14,23 +14,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from pyvmm.backends.character import CharacterBackend
-from pyvmm.backends.streams import StreamBackend, open_file, open_pty
+from pyvmm.backends.streams import StreamBackend
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
 from pyvmm.config import MachineConfig
-from pyvmm.errors import ConfigError, GuestFaults
+from pyvmm.consoles import Consoles, OnOutput
+from pyvmm.errors import GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome, Reason
-from pyvmm.peripherals import ConsoleBackends
 from pyvmm.verdict import Expectations, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pyvmm.backends.unix_socket import SocketBackend
 
 FLUSH_SECONDS = 1.0
 """How long a reader of the console may take to fetch the last lines."""
@@ -61,7 +54,7 @@ class Supervisor:
         self._expectations = expectations
         self._terminal = RawMode(sys.stdin.fileno()) if sys.stdin is not None else RawMode(-1)
         self._loop = EventLoop()
-        self._streams: list[StreamBackend | SocketBackend] = []
+        self._consoles: Consoles | None = None
         self._verdict = Verdict(expectations, self._loop, self._end)
         self._at_line_start = True
         self._machine: Machine | None = None
@@ -80,8 +73,7 @@ class Supervisor:
                 try:
                     self._machine = self._build()
                 except BaseException:
-                    for stream in self._streams:
-                        stream.close(0)
+                    self._close_consoles(0)
                     raise
                 self._machine.before_reset = self._before_reset
                 with self._terminal:
@@ -91,20 +83,19 @@ class Supervisor:
 
     def _build(self) -> Machine:
         """The machine, with all its consoles."""
-        serial = [self._open(place, "--serial", self._watch()) for place in self._config.serial]
-        faults = GuestFaults(self.say)
-        console, ports = None, []
-        config = self._config.console
-        if config is not None:
-            if config.place:
-                console = self._open(config.place, "--console", self._watch())
-            ports = [self._open(port.place, f"--port {port.name}") for port in config.ports]
+        consoles = self._consoles = Consoles(
+            self._config,
+            self._loop,
+            watch=lambda _: self._verdict.watch().feed,
+            open_stdio=self._open_stdio,
+            say=self.say,
+        )
         return Machine(
             self._config,
-            serial,
-            virtio_console=ConsoleBackends(console, ports, self._terminal_size()),
+            consoles.serial,
+            virtio_console=consoles.virtio(self._terminal_size()),
             loop=self._loop,
-            faults=faults,
+            faults=GuestFaults(self.say),
         )
 
     def _supervise(self, machine: Machine) -> Outcome:
@@ -112,8 +103,8 @@ class Supervisor:
         gc.enable()
         try:
             with _signals_blocked():
-                for stream in self._streams:
-                    stream.start()
+                if self._consoles is not None:
+                    self._consoles.start()
                 machine.start()
             self._await_end(machine)
         except Interrupted as interrupt:
@@ -122,8 +113,7 @@ class Supervisor:
         finally:
             self._ending = True
             machine.stop()
-            for stream in self._streams:
-                stream.close(FLUSH_SECONDS)
+            self._close_consoles(FLUSH_SECONDS)
             outcome = machine.close()
         if machine.failure is not None:
             raise machine.failure
@@ -131,6 +121,10 @@ class Supervisor:
         if not self._at_line_start and _share_a_screen(1, 2):
             _print_to_stderr("")
         return self._verdict.on(outcome)
+
+    def _close_consoles(self, timeout: float) -> None:
+        if self._consoles is not None:
+            self._consoles.close(timeout)
 
     def _await_end(self, machine: Machine) -> None:
         try:
@@ -162,8 +156,8 @@ class Supervisor:
 
     def _before_reset(self) -> None:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""
-        for stream in self._streams:
-            stream.flush(LAST_WORDS_SECONDS)
+        if self._consoles is not None:
+            self._consoles.flush(LAST_WORDS_SECONDS)
         if self._verdict.panicked:
             self._verdict.panic_over()
 
@@ -223,36 +217,7 @@ class Supervisor:
                     return os.get_terminal_size(fd)
         return None
 
-    def _watch(self) -> Callable[[bytes], None]:
-        """Has the verdict read along with another console, which feeds this."""
-        return self._verdict.watch().feed
-
-    def _open(
-        self, place: str, option: str, on_output: Callable[[bytes], None] | None = None
-    ) -> CharacterBackend:
-        """The backend that ``option`` asks for by ``place``; ``on_output`` sees what the guest
-        writes there."""
-        kind, _, path = place.partition(":")
-        stream: StreamBackend | SocketBackend
-        if kind == "null":
-            stream = StreamBackend(self._loop, None, None, on_output=on_output)
-        elif kind == "stdio":
-            stream = self._open_stdio(on_output)
-        elif kind == "pty":
-            stream = open_pty(
-                self._loop, lambda name: self._announce(option, name), on_output=on_output
-            )
-        elif kind == "file":
-            stream = self._open_file(path, option, on_output)
-        else:
-            from pyvmm.backends.unix_socket import SocketBackend, UnixListener  # rarely wanted
-
-            listener = UnixListener(path, option)
-            stream = SocketBackend(self._loop, self._loop, listener, on_output=on_output)
-        self._streams.append(stream)
-        return stream
-
-    def _open_stdio(self, feed: Callable[[bytes], None] | None) -> StreamBackend:
+    def _open_stdio(self, feed: OnOutput | None) -> StreamBackend:
         keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
         # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
         input_fd = None if os.isatty(0) and keys is None else 0
@@ -265,20 +230,6 @@ class Supervisor:
         return StreamBackend(
             self._loop, input_fd, 1, keys=keys, on_output=on_output, on_lost=self._stdout_lost
         )
-
-    def _open_file(
-        self, path: str, option: str, on_output: Callable[[bytes], None] | None
-    ) -> StreamBackend:
-        inputs = [self._config.kernel, self._config.initrd, *(d.path for d in self._config.disks)]
-        for other in inputs:
-            with suppress(OSError):
-                if other is not None and os.path.samefile(path, other):
-                    raise ConfigError(f"{option}: {path} is an image that the guest needs")
-
-        def lost(error: OSError) -> None:
-            self.say(f"the console's output to {path} is lost: {error.strerror}")
-
-        return open_file(self._loop, path, on_output=on_output, on_lost=lost)
 
     def _stdout_lost(self, error: OSError) -> None:
         """`pyvmm run | head`: when the reader has gone, so do we, as a filter would. A full file
@@ -295,8 +246,8 @@ class Supervisor:
             self._end(Reason.INTERRUPTED, "from the terminal")
 
         def send_break() -> None:
-            for stream in self._streams:
-                stream.send_break()
+            if self._consoles is not None:
+                self._consoles.send_break()
 
         def press_power_button() -> None:
             if self._machine is not None:
@@ -312,10 +263,6 @@ class Supervisor:
             "r": Key("reset", press_reset_button),
             "b": Key("send a break (Linux: the SysRq key)", send_break),
         }
-
-    def _announce(self, option: str, name: str) -> None:
-        what = "a serial port" if option == "--serial" else f"the {option.removeprefix('--')}"
-        self.say(f"{what} is at {name}")
 
     def _end(self, reason: Reason, detail: str = "", value: int = 0) -> None:
         if self._machine is not None:
