@@ -43,7 +43,8 @@ CONSTANTS = """
     KVM_IRQFD_FLAG_DEASSIGN KVM_IOEVENTFD_FLAG_PIO KVM_IOEVENTFD_FLAG_DEASSIGN
     KVM_IOEVENTFD_FLAG_DATAMATCH KVM_MEM_READONLY KVM_MEM_LOG_DIRTY_PAGES
     KVM_CPUID_FLAG_SIGNIFCANT_INDEX KVM_CPUID_SIGNATURE KVM_CPUID_FEATURES
-    KVM_GUESTDBG_ENABLE KVM_GUESTDBG_SINGLESTEP
+    KVM_GUESTDBG_ENABLE KVM_GUESTDBG_SINGLESTEP KVM_GUESTDBG_USE_HW_BP KVM_GUESTDBG_BLOCKIRQ
+    KVM_CAP_SET_GUEST_DEBUG2
 """.split()
 
 STRUCTURES = """
@@ -100,7 +101,8 @@ STRUCTURES = """
     struct kvm_translation {
         uint64_t linear_address, physical_address; uint8_t valid, writeable, usermode; ...;
     };
-    struct kvm_guest_debug { uint32_t control; ...; };
+    struct kvm_guest_debug_arch { unsigned long long debugreg[8]; ...; };
+    struct kvm_guest_debug { uint32_t control; struct kvm_guest_debug_arch arch; ...; };
 """
 
 # What cffi can't describe field by field (anonymous unions, flexible arrays inside them) is

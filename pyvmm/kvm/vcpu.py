@@ -198,9 +198,11 @@ class Vcpu:
         ioctl(self.fd, "KVM_TRANSLATE", request)
         return int(request.physical_address) if request.valid else None
 
-    def set_guest_debug(self, control: int) -> None:
-        """Single-stepping and breakpoints: a mask of KVM_GUESTDBG flags; 0 for none."""
-        self._set("KVM_SET_GUEST_DEBUG", "struct kvm_guest_debug *", {"control": control})
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = (0,) * 8) -> None:
+        """Single-stepping and breakpoints: a mask of KVM_GUESTDBG flags; 0 for none. ``debugreg``
+        are DR0 to DR7 for KVM_GUESTDBG_USE_HW_BP; the guest's own stay what they are."""
+        state = {"control": control, "arch": {"debugreg": list(debugreg)}}
+        self._set("KVM_SET_GUEST_DEBUG", "struct kvm_guest_debug *", state)
 
     def nmi(self) -> None:
         """Raise a non-maskable interrupt."""
