@@ -158,7 +158,7 @@ class MachineConfig:
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> MachineConfig:
         """From the options of ``pyvmm run``, which stand under the names of their parameters and
-        may be left out. Its texts are parsed here; fields without a text are taken as they are."""
+        may be left out. A disk or network card may be a record already."""
         given = {name: value for name, value in options.items() if value not in (None, ())}
         fields = {name: given[name] for name in cls.__slots__ if name in given}
         on_virtio = given.get("console", "").partition(",")[0] == "stdio"
@@ -306,9 +306,17 @@ def _virtio_devices(given: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if "disks" in given:
-        found["disks"] = tuple(map(device_config.DiskConfig.parse, given["disks"]))
+        found["disks"] = tuple(
+            disk
+            if isinstance(disk, device_config.DiskConfig)
+            else device_config.DiskConfig.parse(disk)
+            for disk in given["disks"]
+        )
     if "nets" in given:
-        found["nets"] = tuple(map(device_config.NetConfig.parse, given["nets"]))
+        found["nets"] = tuple(
+            net if isinstance(net, device_config.NetConfig) else device_config.NetConfig.parse(net)
+            for net in given["nets"]
+        )
     if "rng" in given:
         found["rng"] = device_config.RngConfig.parse(given["rng"])
     if "balloon" in given:

@@ -22,8 +22,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pyvmm import boot, layout
@@ -259,6 +259,36 @@ class Machine:
                 self.board.resume()
                 self._go_on()
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The guest is paused in here, for a look at it; as :meth:`pause` and :meth:`resume`."""
+        with self._lifecycle:
+            goes_on = not self._paused and self._outcome is None
+            if goes_on:
+                self.pause()
+            else:
+                self._halt()
+            try:
+                yield
+            finally:
+                if goes_on:
+                    self.resume()
+
+    @property
+    def started(self) -> bool:
+        """Whether :meth:`start` has been called."""
+        return self._started
+
+    @property
+    def ended(self) -> bool:
+        """Whether the guest's end has come."""
+        return self._ended.is_set()
+
+    def hold(self) -> threading.RLock:
+        """For a ``with`` statement, inside which the machine isn't paused, resumed, reset or
+        stopped by others, and the vCPUs of a paused one can be looked at."""
+        return self._lifecycle
+
     def _halt(self) -> None:
         """Have every vCPU outside the guest when this returns."""
         for thread in self.vcpus:
@@ -327,6 +357,11 @@ class Machine:
         """The time since :meth:`start`."""
         return (time.monotonic_ns() - self._started_ns) / 1e9
 
+    @property
+    def reboots(self) -> int:
+        """How often the guest was reset and booted again."""
+        return self._reboots
+
     def power_button(self) -> None:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
         self.board.power.press_power_button()
@@ -365,14 +400,20 @@ class Machine:
         with self._lifecycle:
             self._halt()
             self.board.quiesce()
+            outcome = self._outcome
+            if outcome is not None and outcome.reason is Reason.TIMEOUT and not outcome.report:
+                self._outcome = outcome._replace(report=self._whereabouts())
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; complete after :meth:`stop`."""
+        return self._outcome
 
     def close(self) -> Outcome:
         """Stop, and release everything; how it went."""
         self.stop()
         outcome = self._outcome
         assert outcome is not None
-        if outcome.reason is Reason.TIMEOUT:
-            outcome = outcome._replace(report=self._whereabouts())
         self.loop.stop()
         self._resources.close()
         return outcome

@@ -159,10 +159,16 @@ class GuestMemory:
         """The first GPA behind all RAM."""
         return self.regions[-1].end
 
+    @property
+    def allocated(self) -> int | None:
+        """How many bytes the host has allocated for it; None if there is no memfd to ask."""
+        return os.fstat(self.fd).st_blocks * 512 if self.fd >= 0 else None
+
     def close(self) -> None:
         """Close the memfd. The mapping itself goes when the last view of it does."""
         if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1
 
     def contains(self, gpa: int, length: int) -> bool:
         """Whether ``length`` bytes at ``gpa`` are all RAM."""

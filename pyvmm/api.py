@@ -1,0 +1,379 @@
+"""A machine as a program uses it: what ``import pyvmm`` gives.
+
+    import pyvmm
+
+    with pyvmm.Machine("bzImage", initrd="initrd.img", memory="512M", timeout=120) as vm:
+        vm.console.expect("login: ")
+        vm.console.send("root\\n")
+        print(vm.console.run("uname -r").output)
+        vm.power_button()
+        print(vm.wait().sentence)
+
+It adds to :class:`pyvmm.machine.Machine` what ``pyvmm run`` has: consoles, a verdict, a timeout.
+All methods may be called from any thread. Several machines can run in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyvmm import machine as parts
+from pyvmm.backends.streams import StreamBackend
+from pyvmm.config import MachineConfig
+from pyvmm.consoles import Consoles, OnOutput
+from pyvmm.errors import ConfigError, GuestFaults
+from pyvmm.eventloop import EventLoop
+from pyvmm.expect import Console
+from pyvmm.memory import GuestMemory
+from pyvmm.outcome import Outcome, Reason
+from pyvmm.verdict import Expectations, Verdict, compile_patterns
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pyvmm.device_config import DiskConfig, NetConfig
+
+Path = str | os.PathLike[str]
+Texts = str | Sequence[str]
+
+FLUSH_SECONDS = 1.0
+"""How long a file or socket may take to swallow a console's last lines."""
+
+LOG = logging.getLogger("pyvmm")
+"""What ``pyvmm run`` says on stderr while the guest runs."""
+
+
+class Stats(NamedTuple):
+    """Figures of a run so far.
+
+    ``seconds`` since the start; ``exits`` of each vCPU to PyVMM since the last reset; ``reboots``;
+    ``memory`` is how many bytes of the guest's RAM the host has allocated (None if the kernel
+    doesn't tell, with ``mergeable=on``); ``faults`` is what the guest did wrong and how often.
+    """
+
+    seconds: float
+    exits: tuple[int, ...]
+    reboots: int
+    memory: int | None
+    faults: Mapping[str, int]
+
+
+class VirtualCpu:
+    """One of a machine's vCPUs; the guest is stopped for a moment while it is looked at."""
+
+    def __init__(self, machine: parts.Machine, number: int) -> None:
+        self._machine = machine
+        self.number = number
+
+    def registers(self) -> dict[str, int]:
+        """The general registers, ``rip`` and ``rflags``, the control registers and ``efer``, the
+        segments' selectors (``cs`` …) and bases (``cs_base`` …), and the descriptor tables'
+        (``gdt_base``, ``gdt_limit`` …)."""
+        with self._machine.at_rest():
+            vcpu = self._machine.vcpus[self.number].vcpu
+            general, system = vcpu.get_regs(), vcpu.get_sregs()
+        found: dict[str, int] = dict(general)
+        for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
+            found[name] = system[name]
+        for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
+            found[name] = system[name]["selector"]
+            found[f"{name}_base"] = system[name]["base"]
+        for name in ("gdt", "idt"):
+            found[f"{name}_base"] = system[name]["base"]
+            found[f"{name}_limit"] = system[name]["limit"]
+        return found
+
+    def translate(self, address: int) -> int | None:
+        """The guest-physical address of a virtual one, by the vCPU's page tables; None if it isn't
+        mapped."""
+        with self._machine.at_rest():
+            return self._machine.vcpus[self.number].vcpu.translate(address)
+
+
+class Machine:
+    """A virtual machine with a kernel in it. The arguments are the options of ``pyvmm run``, and
+    take the same texts; where there can be several they take a sequence.
+
+    ``append`` is added to the default command line; ``command_line`` replaces both. ``console``
+    says which console ``vm.console`` is: the first serial port (``"serial"``) or the virtio
+    console (``"virtio"``). ``serial`` are the places of the further serial ports, or with the
+    virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
+    A line that one of ``fail_on`` (regular expressions) matches ends it, too. With ``paused`` the
+    guest doesn't run before :meth:`resume`.
+
+    Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
+    won't do. ``with`` starts the guest, and releases everything at the end;
+    :meth:`start` and :meth:`close` do so without.
+    """
+
+    def __init__(
+        self,
+        kernel: Path,
+        *,
+        initrd: Path | None = None,
+        append: Texts = (),
+        command_line: str | None = None,
+        memory: str = "256M",
+        cpus: int = 1,
+        cpu: str = "host",
+        cpu_affinity: str | None = None,
+        disks: Sequence[Path | DiskConfig] = (),
+        nets: Sequence[str | NetConfig] = (),
+        rng: str | bool | None = None,
+        balloon: str | bool | None = None,
+        vsock: str | None = None,
+        console: str = "serial",
+        serial: Sequence[str] = (),
+        ports: Sequence[str] = (),
+        name: str = "",
+        entry: str = "auto",
+        on_reboot: str = "exit",
+        transport: str = "pci",
+        mmio_cmdline: bool = False,
+        debug_console: bool = False,
+        debug_exit: bool = False,
+        timeout: float | None = None,
+        fail_on: Texts = (),
+        paused: bool = False,
+    ) -> None:
+        virtio = _is_virtio(console)
+        self.config = MachineConfig.parse(
+            {
+                "kernel": os.fspath(kernel),
+                "initrd": None if initrd is None else os.fspath(initrd),
+                "append": _texts(append) if command_line is None else (command_line,),
+                "no_default_append": command_line is not None,
+                "memory": memory,
+                "cpus": cpus,
+                "cpu": cpu,
+                "cpu_affinity": cpu_affinity,
+                "disks": tuple(map(_path_or_config, disks)),
+                "nets": tuple(nets),
+                "rng": _switch(rng),
+                "balloon": _switch(balloon),
+                "vsock": vsock,
+                "console": "stdio" if virtio else None,
+                "serial": tuple(serial) if virtio else ("stdio", *serial),
+                "ports": tuple(ports),
+                "name": name,
+                "entry": entry,
+                "on_reboot": on_reboot,
+                "transport": transport,
+                "mmio_cmdline": mmio_cmdline,
+                "debug_console": debug_console,
+                "debug_exit": debug_exit,
+            }
+        )
+        if timeout is not None and timeout <= 0:
+            raise ConfigError(f"timeout: {timeout} is not a positive number of seconds")
+        self._timeout = timeout
+        self._paused = paused
+        self._loop = EventLoop()
+        fail = compile_patterns("fail_on", _texts(fail_on))
+        self._verdict = Verdict(Expectations(timeout, None, fail), self._loop, self._end)
+        self._typing, self._keyboard = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._keyboard, False)
+        self._typist = threading.Lock()
+        self.console = Console(self._type, lambda: self.outcome)
+        self._outcome: Outcome | None = None
+        self._over = threading.Event()
+        self._closed = False
+        self._minder: threading.Thread | None = None
+        with ExitStack() as resources:
+            resources.callback(os.close, self._keyboard)
+            try:
+                self._consoles = Consoles(
+                    self.config,
+                    self._loop,
+                    watch=lambda _: self._verdict.watch().feed,
+                    open_stdio=self._open_stdio,
+                    say=LOG.info,
+                )
+            except BaseException:
+                self._loop.close()
+                raise
+            resources.callback(self._consoles.close, 0)
+            self._machine = parts.Machine(
+                self.config,
+                self._consoles.serial,
+                virtio_console=self._consoles.virtio(),
+                loop=self._loop,
+                faults=GuestFaults(LOG.warning),
+            )
+            self._resources = resources.pop_all()
+        self._machine.before_reset = self._before_reset
+        self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's RAM; ``vm.memory.read(gpa, length)``."""
+        return self._machine.memory
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the guest ended; None while it hasn't."""
+        return self._outcome
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Let the guest run (unless ``paused`` was given). Once."""
+        if self._minder is not None or self._closed:
+            raise RuntimeError("a machine starts once")
+        if self._paused:
+            self._machine.pause()
+        # Python acts on signals in the main thread alone, and a wait there ends only if it is the
+        # one to get them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._consoles.start()
+            self._machine.start()
+            self._minder = threading.Thread(target=self._mind, name="pyvmm-minder", daemon=True)
+            self._minder.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait for the guest's end: how it went. Raises TimeoutError if it hasn't ended after
+        ``timeout`` seconds; it runs on then."""
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"the guest has not ended within {timeout:g} s")
+        if self._machine.failure is not None:
+            raise self._machine.failure
+        assert self._outcome is not None
+        return self._outcome
+
+    def end(self) -> Outcome:
+        """Pull the guest's plug, if it hasn't ended by itself; how it went."""
+        self._end(Reason.INTERRUPTED, "by the program")
+        return self.wait()
+
+    def close(self) -> None:
+        """End the guest if it hasn't ended, and release everything. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end(Reason.INTERRUPTED, "by the program")
+        if self._minder is None:
+            self._mind()
+        else:
+            self._minder.join()
+        self._consoles.close(FLUSH_SECONDS)
+        self._machine.close()
+        with self._typist:
+            self._resources.close()
+
+    def power_button(self) -> None:
+        """Press it: the guest sees an ACPI event and shuts down if it cares."""
+        self._machine.power_button()
+
+    def reset(self) -> None:
+        """Reset the machine and boot it again, whatever ``on_reboot`` says. Doesn't wait."""
+        self._machine.reset()
+
+    def pause(self) -> None:
+        """Stop the guest where it is. When this returns no vCPU runs and no device touches guest
+        memory. Idempotent."""
+        self._machine.pause()
+
+    def resume(self) -> None:
+        """Let the guest go on after :meth:`pause`."""
+        self._machine.resume()
+
+    def stats(self) -> Stats:
+        """Figures of the run so far."""
+        machine, ended = self._machine, self._outcome
+        return Stats(
+            machine.seconds if ended is None else ended.seconds,
+            tuple(thread.vcpu.exits for thread in machine.vcpus),
+            machine.reboots,
+            machine.memory.allocated,
+            dict(machine.faults.counts),
+        )
+
+    def _end(self, reason: Reason, detail: str = "") -> None:
+        self._machine.end(reason, detail)
+
+    def _mind(self) -> None:
+        """Wait for the guest's end, or bring it about when its time is over; then collect what the
+        consoles still have."""
+        machine = self._machine
+        if not machine.wait(self._timeout):
+            machine.end(Reason.TIMEOUT)
+        machine.stop()
+        self._consoles.flush(FLUSH_SECONDS)
+        outcome = machine.outcome
+        assert outcome is not None
+        self._outcome = self._verdict.on(outcome)
+        self.console.end()
+        self._over.set()
+
+    def _before_reset(self) -> None:
+        """A panic is the guest's end, even if it means to recover from it by a reboot."""
+        self._consoles.flush(FLUSH_SECONDS)
+        if self._verdict.panicked:
+            self._verdict.panic_over()
+
+    def _open_stdio(self, on_output: OnOutput | None) -> StreamBackend:
+        def both(data: bytes) -> None:
+            if on_output is not None:
+                on_output(data)
+            self.console.feed(data)
+
+        return StreamBackend(self._loop, self._typing, None, on_output=both, owned=(self._typing,))
+
+    def _type(self, data: bytes, deadline: float) -> int:
+        """Write ``data`` to the console's input; how much there was room for by ``deadline``."""
+        sent = 0
+        room = select.poll()
+        with self._typist:
+            if self._closed:
+                return 0
+            room.register(self._keyboard, select.POLLOUT)
+            while sent < len(data) and not self._over.is_set():
+                remaining = deadline - monotonic()
+                if remaining <= 0:
+                    break
+                if room.poll(min(remaining, 1.0) * 1000):
+                    sent += os.write(self._keyboard, data[sent : sent + select.PIPE_BUF])
+        return sent
+
+
+def _is_virtio(console: str) -> bool:
+    if console not in ("serial", "virtio"):
+        raise ConfigError(f"console: {console!r} is neither 'serial' nor 'virtio'")
+    return console == "virtio"
+
+
+def _texts(given: Texts) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _path_or_config(disk: Path | DiskConfig) -> Any:
+    return os.fspath(disk) if isinstance(disk, str | os.PathLike) else disk
+
+
+def _switch(given: str | bool | None) -> str | None:
+    """A device's options: as a text, or True for a device without any."""
+    if given is True:
+        return ""
+    return None if given is False else given
