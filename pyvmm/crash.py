@@ -58,7 +58,7 @@ def explain(
         return (*lines, f"its registers can't be read: {error.message}")
     lines += _registers(regs)
     lines += _system_registers(sregs)
-    address = _instruction_address(regs, sregs)
+    address = instruction_address(regs, sregs)
     lines.append(LOST_REGISTERS if address == RESET_VECTOR else _code_at(vcpu, memory, address))
     exits = vcpu.recent_exits()
     lines.append(f"the last {len(exits)} of {vcpu.exits} exits, oldest first:")
@@ -78,12 +78,42 @@ def whereabouts(vcpu: Vcpu, pio: Bus, mmio: Bus) -> tuple[str, ...]:
     except KvmError as error:
         return (f"vCPU {vcpu.id}: its registers can't be read: {error.message}",)
     interrupts = "on" if regs["rflags"] & RFLAGS_IF else "off"
-    where = f"{state} at {regs['rip']:016x}, interrupts {interrupts}, {_mode(sregs)}"
+    where = f"{state} at {regs['rip']:016x}, interrupts {interrupts}, {mode_in_words(sregs)}"
     exits = vcpu.recent_exits()[-LAST_EXITS:]
     return (
         f"vCPU {vcpu.id}: {where}; the last of {vcpu.exits} exits:",
         *(f"  {_exit_line(record, pio, mmio)}" for record in exits),
     )
+
+
+def state(
+    vcpu: Vcpu, memory: GuestMemory, pio: Bus, mmio: Bus, crash: GuestCrash | None = None
+) -> dict[str, Any]:
+    """The same as plain values, for programs: what ``pyvmm run --json`` tells of a vCPU that was
+    stopped, or that had ``crash``. After its thread has ended, or on it."""
+    exits = [_exit_line(record, pio, mmio) for record in vcpu.recent_exits()]
+    found: dict[str, Any] = {
+        "id": vcpu.id,
+        "crash": None if crash is None else crash.summary,
+        "instruction": crash.instruction.hex() if crash is not None and crash.instruction else None,
+        "exits": vcpu.exits,
+        "last_exits": exits,
+    }
+    try:
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+        found["state"] = MP_STATES.get(vcpu.get_mp_state(), "in an unknown state")
+    except KvmError:
+        return {**found, "state": None, "mode": None, "registers": None, "code": None}
+    names = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
+    address = _instruction_address(regs, sregs)
+    lost = crash is not None and address == RESET_VECTOR  # see LOST_REGISTERS
+    code = None if lost else _bytes_around(vcpu, memory, address)
+    return {
+        **found,
+        "mode": _mode(sregs),
+        "registers": None if lost else regs | {name: sregs[name] for name in names},
+        "code": code and {"before": code[0].hex(), "at_rip": code[1].hex()},
+    }
 
 
 def _registers(regs: dict[str, int]) -> Iterator[str]:
@@ -101,17 +131,18 @@ def _system_registers(sregs: dict[str, Any]) -> Iterator[str]:
     for name in ("gdt", "idt"):
         yield f"{name.upper()} {sregs[name]['base']:016x} limit {sregs[name]['limit']:04x}"
     yield "  ".join(f"{n.upper()} {sregs[n]:x}" for n in ("cr0", "cr2", "cr3", "cr4", "efer"))
-    yield f"mode: {_mode(sregs)}"
+    yield f"mode: {mode_in_words(sregs)}"
 
 
-def _instruction_address(regs: dict[str, int], sregs: dict[str, Any]) -> int:
+def instruction_address(regs: dict[str, int], sregs: dict[str, Any]) -> int:
     """RIP's linear address: 64-bit code ignores the segment's base, all other wraps at 4 GiB."""
     if sregs["efer"] & EFER_LMA and sregs["cs"]["l"]:
         return regs["rip"]
     return int(sregs["cs"]["base"] + regs["rip"] & 0xFFFF_FFFF)
 
 
-def _mode(sregs: dict[str, Any]) -> str:
+def mode_in_words(sregs: dict[str, Any]) -> str:
+    """The CPU's mode and ring."""
     if not sregs["cr0"] & 1:
         return "real mode"
     ring = f"ring {sregs['cs']['selector'] & 3}"
@@ -123,18 +154,34 @@ def _mode(sregs: dict[str, Any]) -> str:
 
 def _code_at(vcpu: Vcpu, memory: GuestMemory, address: int) -> str:
     """The bytes around ``address``, the one there in angle brackets as in an oops."""
-    try:
-        gpa = vcpu.translate(address)
-    except KvmError:
-        gpa = None
+    gpa = _translate(vcpu, address)
     if gpa is None:
         return "code: RIP is not mapped"
+    code = _bytes_around(vcpu, memory, address)
+    if code is None:
+        return f"code: RIP is at GPA {gpa:#x}, outside RAM"
+    before, after = code
+    return f"code: {before.hex(' ')} <{after[0]:02x}> {after[1:].hex(' ')}".replace("  ", " ")
+
+
+def _bytes_around(vcpu: Vcpu, memory: GuestMemory, address: int) -> tuple[bytes, bytes] | None:
+    """What lies before ``address`` in its page, and what from there on; None if it isn't in RAM."""
+    gpa = _translate(vcpu, address)
+    if gpa is None:
+        return None
     try:
         after = memory.read(gpa, min(CODE_AFTER, 4096 - gpa % 4096))
         before = memory.read(gpa - min(CODE_BEFORE, gpa % 4096), min(CODE_BEFORE, gpa % 4096))
     except GuestMemoryError:
-        return f"code: RIP is at GPA {gpa:#x}, outside RAM"
-    return f"code: {before.hex(' ')} <{after[0]:02x}> {after[1:].hex(' ')}".replace("  ", " ")
+        return None
+    return before, after
+
+
+def _translate(vcpu: Vcpu, address: int) -> int | None:
+    try:
+        return vcpu.translate(address)
+    except KvmError:
+        return None
 
 
 def _exit_line(record: ExitRecord, pio: Bus, mmio: Bus) -> str:

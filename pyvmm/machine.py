@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyvmm import boot, layout
 from pyvmm.backends.character import CharacterBackend
@@ -85,6 +85,10 @@ class Machine:
         self.loop = loop or EventLoop()
         self.loop.on_error = self._failed
         self.failure: BaseException | None = None
+        self.on_panic: Callable[[], None] | None = None
+        """Called instead of :meth:`end` when the guest says by pvpanic that it panicked, on the
+        vCPU's thread: for who wants to read what it has to say about it."""
+        self._crash: tuple[VcpuThread, GuestCrash] | None = None
         self.before_reset: Callable[[], None] | None = None
         """Called when a reset has brought the guest to rest, on the I/O thread; may call
         :meth:`end`, and there is no reset then."""
@@ -183,7 +187,7 @@ class Machine:
         requests = Requests(
             power_off=lambda: self.end(Reason.POWER_OFF),
             reset=self.press_reset_button,
-            panicked=lambda: self.end(Reason.PANIC),
+            panicked=self._panicked,
             debug_exit=lambda value: self.end(Reason.DEBUG_EXIT, value=value),
             failed=self._failed,
         )
@@ -195,6 +199,10 @@ class Machine:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:
             board.add_debug_exit()
+        if self.config.devices:
+            from pyvmm.user_devices.plugging import plug  # few machines have one
+
+            plug(self.config.devices, board)  # last, so that they yield to all others
         board.assign_pci_addresses()
         assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
         return board
@@ -278,16 +286,6 @@ class Machine:
     def started(self) -> bool:
         """Whether :meth:`start` has been called."""
         return self._started
-
-    @property
-    def ended(self) -> bool:
-        """Whether the guest's end has come."""
-        return self._ended.is_set()
-
-    def hold(self) -> threading.RLock:
-        """For a ``with`` statement, inside which the machine isn't paused, resumed, reset or
-        stopped by others, and the vCPUs of a paused one can be looked at."""
-        return self._lifecycle
 
     def _halt(self) -> None:
         """Have every vCPU outside the guest when this returns."""
@@ -401,8 +399,11 @@ class Machine:
             self._halt()
             self.board.quiesce()
             outcome = self._outcome
-            if outcome is not None and outcome.reason is Reason.TIMEOUT and not outcome.report:
-                self._outcome = outcome._replace(report=self._whereabouts())
+            if outcome is not None and not outcome.vcpus:
+                if outcome.reason is Reason.TIMEOUT:
+                    outcome = outcome._replace(report=self._whereabouts())
+                if outcome.reason in (Reason.TIMEOUT, Reason.CRASH):
+                    self._outcome = outcome._replace(vcpus=self._vcpu_states())
 
     @property
     def outcome(self) -> Outcome | None:
@@ -426,6 +427,23 @@ class Machine:
         vcpus = [thread.vcpu for thread in self.vcpus]
         return tuple(line for vcpu in vcpus for line in whereabouts(vcpu, pio, mmio))
 
+    def _vcpu_states(self) -> tuple[dict[str, Any], ...]:
+        """The same for a program, and after a crash."""
+        from pyvmm.crash import state  # as above
+
+        pio, mmio = self.board.pio, self.board.mmio
+        crashed, crash = self._crash or (None, None)
+        return tuple(
+            state(thread.vcpu, self.memory, pio, mmio, crash if thread is crashed else None)
+            for thread in self.vcpus
+        )
+
+    def _panicked(self) -> None:
+        if self.on_panic is not None:
+            self.on_panic()
+        else:
+            self.end(Reason.PANIC)
+
     def _crashed(self, thread: VcpuThread, crash: GuestCrash) -> None:
         if isinstance(crash, TripleFault):
             if self.config.on_reboot == "restart":
@@ -437,6 +455,7 @@ class Machine:
             return
         from pyvmm.crash import explain  # only now: most machines never crash
 
+        self._crash = thread, crash
         report = explain(thread.vcpu, crash, self.memory, self.board.pio, self.board.mmio)
         self.end(Reason.CRASH, crash.summary, report=report)
 

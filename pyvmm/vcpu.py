@@ -62,6 +62,10 @@ class TripleFault(GuestCrash):
         super().__init__("triple fault")
 
 
+Handlers = list[Callable[[], None]]
+"""What answers each exit, by its reason."""
+
+
 class VcpuThread:
     """Runs ``vcpu`` on a thread of its own, from each :meth:`start` to the next :meth:`pause`.
 
@@ -92,6 +96,9 @@ class VcpuThread:
         self._on_error = on_error
         self._buses = pio, mmio
         self._handlers = self._build_handlers(pio, mmio)
+        self._wrap: Callable[[Handlers], Handlers] | None = None
+        self.on_left: Callable[[], None] | None = None
+        """Called by the thread when it has left the guest, for whatever reason."""
         self._kick_signal = install_kick_handler()
         self._stopped = False
         self._leaving = False
@@ -99,17 +106,18 @@ class VcpuThread:
         self._ident: int | None = None  # while the thread can be kicked
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def start(self) -> bool:
         """Run the guest, from where it was left if it was. Not while it runs; nothing happens
-        after :meth:`stop`."""
+        after :meth:`stop`, and it returns False then."""
         with self._control:
             if self._stopped:
-                return
+                return False
             self._leaving = False
             self.vcpu.set_immediate_exit(False)
             name = f"pyvmm-vcpu{self.vcpu.id}"
             self._thread = NamedThread(target=self._main, name=name, daemon=True)
             self._thread.start()
+            return True
 
     def pause(self) -> None:
         """Leave the guest; returns without waiting, see :meth:`join`. Idempotent."""
@@ -138,7 +146,15 @@ class VcpuThread:
         """Run ``vcpu`` from the next :meth:`start` on; while it is paused."""
         with self._control:
             self.vcpu = vcpu
-            self._handlers = self._build_handlers(*self._buses)
+            handlers = self._build_handlers(*self._buses)
+            self._handlers = handlers if self._wrap is None else self._wrap(handlers)
+
+    def wrap_handlers(self, wrap: Callable[[Handlers], Handlers] | None) -> None:
+        """Have ``wrap`` make the table of handlers, by exit reason, from the usual one: now, and
+        for each vCPU that :meth:`replace` brings. Without it, the usual one. While it is paused."""
+        with self._control:
+            self._wrap = wrap
+        self.replace(self.vcpu)
 
     def _main(self) -> None:
         # Whoever started this process may have left the signal blocked.
@@ -156,6 +172,8 @@ class VcpuThread:
         finally:
             with self._control:
                 self._ident = None
+            if self.on_left is not None:
+                self.on_left()
 
     def _loop(self) -> None:
         run, argument = self.vcpu.runner()

@@ -1,0 +1,506 @@
+"""Moves a machine's vCPUs by hand: one instruction, up to the next exit, up to a breakpoint.
+
+    with Stepper(machine) as stepper:
+        stop = stepper.step()
+        print(stop.instruction.text, stop.changes)
+
+The machine stays paused, so none of its vCPUs runs unless it is told to, but its devices are awake:
+time goes on for them, and what they have to say arrives as interrupts. What moves:
+
+* :meth:`Stepper.step` moves one vCPU; the others stand still, and so does a vCPU's own stream of
+  interrupts (KVM_GUESTDBG_BLOCKIRQ), else a timer would catch each step. A halted vCPU that is
+  stepped waits for its interrupt;
+* everything else lets all vCPUs run, interrupts and all, and pauses them all when one of them stops.
+
+KVM single-steps by the trap flag, and breakpoints are the debug registers, of which there are four.
+The guest's own use of either is lost meanwhile. ``hlt`` is the one instruction that is carried out
+here: KVM, told to step over it, stops behind it with the vCPU still running.
+"""
+
+from __future__ import annotations
+
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from pyvmm.bus import Bus
+from pyvmm.errors import GuestMemoryError, KvmError
+from pyvmm.kvm import Vcpu
+from pyvmm.kvm._kvm import lib
+from pyvmm.machine import Machine
+from pyvmm.memory import PAGE_SIZE
+from pyvmm.step.cpu_state import RFLAGS_RF, CpuState
+from pyvmm.step.disassembly import (
+    MAX_INSTRUCTION,
+    MAX_WRITE,
+    Disassembler,
+    Instruction,
+    stack_top,
+)
+from pyvmm.symbols import Symbols
+from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
+
+DEBUG_DETAIL = struct.Struct("<I4xQQQ")
+"""kvm_run.debug.arch: exception, pc, dr6, dr7; pc is a linear address."""
+
+MAX_BREAKPOINTS = 4
+DR7_FIXED = 1 << 10
+DR6_SINGLE_STEP = 1 << 14
+
+PORT, MMIO = "port", "MMIO"
+
+# Why something came to its stop.
+STEPPED = "stepped"
+EXIT = "exit"
+BREAKPOINT = "breakpoint"
+HALTED = "halted"
+WAITING = "not started"
+TIMEOUT = "timeout"
+PAUSED = "paused"
+RESET = "reset"
+ENDED = "ended"
+
+
+class Access(NamedTuple):
+    """What the guest asked of a device, or of nobody: ``values`` has several elements after a
+    string instruction. ``offset`` is the one in the device's range."""
+
+    space: str
+    write: bool
+    address: int
+    size: int
+    values: tuple[int, ...]
+    device: str
+    offset: int
+
+
+class MemoryWrite(NamedTuple):
+    """An instruction's store to RAM at a linear address: what was there, and what is."""
+
+    address: int
+    before: bytes
+    after: bytes
+
+
+class Stop(NamedTuple):
+    """What happened, and why it stopped there.
+
+    ``why`` is one of the constants above; ``vcpu`` stopped. ``before`` and ``after`` are its state
+    at the start and now. ``instruction`` is the one that was executed, if it was just one.
+    ``accesses`` are those of an exit, ``writes`` the stores of one instruction, as far as its
+    operands tell. ``woken``: an interrupt ended a halt, and the first instruction of its handler
+    has been executed.
+    """
+
+    why: str
+    vcpu: int
+    before: CpuState
+    after: CpuState
+    instruction: Instruction | None = None
+    accesses: tuple[Access, ...] = ()
+    writes: tuple[MemoryWrite, ...] = ()
+    woken: bool = False
+
+    @property
+    def changes(self) -> dict[str, tuple[int, int]]:
+        """The registers that changed: the value before, and after."""
+        return self.before.changes(self.after)
+
+
+class Stepper:
+    """On ``machine``, which is paused by this and started if it wasn't; from one thread at a time.
+    ``symbols`` make names of addresses.
+
+    ``vcpu`` is the number of the one that commands are for: assign another. ``breakpoints`` are
+    linear addresses. ``interrupts`` lets them in while stepping, too. ``waiting`` is true while a
+    KeyboardInterrupt, raised by a signal handler, would do no harm: it ends the waiting and comes
+    out of the method, with all vCPUs paused.
+    """
+
+    def __init__(self, machine: Machine, symbols: Symbols | None = None) -> None:
+        self.machine = machine
+        self.symbols = symbols or Symbols([])
+        self.disassembler = Disassembler()
+        self.vcpu = 0
+        self.breakpoints: list[int] = []
+        self.interrupts = False
+        self.waiting = False
+        self._left = threading.Event()
+        self._accesses: list[Access] = []
+        self._stops: list[tuple[VcpuThread, str]] = []
+        self._stop_at_access = False
+        self._current: VcpuThread | None = None
+        machine.pause()
+        machine.board.resume()
+        for thread in machine.vcpus:
+            thread.wrap_handlers(partial(self._wrap, thread))
+            thread.on_left = self._left.set
+        if not machine.started:
+            machine.start()
+
+    def __enter__(self) -> Stepper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hands off; the machine stays paused, for its ``resume``. Idempotent."""
+        with self.machine.at_rest():
+            for thread in self.machine.vcpus:
+                thread.on_left = None
+                thread.wrap_handlers(None)
+                if self.machine.outcome is None:
+                    thread.vcpu.set_guest_debug(0)
+            self.machine.board.pause()
+
+    # What can be looked at.
+
+    def state(self, vcpu: int | None = None) -> CpuState:
+        """That of a vCPU, by default of the current one."""
+        number = self.vcpu if vcpu is None else vcpu
+        with self.machine.at_rest():
+            return CpuState.of(self.machine.vcpus[number].vcpu)
+
+    def read(self, address: int, size: int, *, physical: bool = False) -> bytes:
+        """Memory at a linear address by the current vCPU's page tables, or at a guest-physical
+        one. GuestMemoryError where there is none."""
+        data = bytearray()
+        with self.machine.at_rest():
+            vcpu = self.machine.vcpus[self.vcpu].vcpu
+            while len(data) < size:
+                at = address + len(data)
+                length = min(size - len(data), PAGE_SIZE - at % PAGE_SIZE)
+                data += self.machine.memory.read(at if physical else _gpa(vcpu, at), length)
+        return bytes(data)
+
+    def disassemble(self, address: int, count: int = 1) -> list[Instruction]:
+        """``count`` instructions from the linear ``address`` on, in the current vCPU's mode; fewer
+        where there are none."""
+        state = self.state()
+        delta = state.rip - state.address
+        found = []
+        for _ in range(count):
+            code = self._read_code(address)
+            offset = address + delta & (1 << 64) - 1
+            instruction = self.disassembler.decode(code, address, offset, state.bits)
+            if instruction is None:
+                break
+            found.append(instruction)
+            address = instruction.next_address
+        return found
+
+    def _read_code(self, address: int) -> bytes:
+        """As much of an instruction as there is: the next page may not be mapped."""
+        try:
+            return self.read(address, MAX_INSTRUCTION)
+        except GuestMemoryError:
+            pass
+        try:
+            return self.read(address, min(MAX_INSTRUCTION, PAGE_SIZE - address % PAGE_SIZE))
+        except GuestMemoryError:
+            return b""
+
+    # What moves.
+
+    def step(self) -> Stop:
+        """Execute one instruction; of a repeated string instruction, as much as the CPU does at
+        once. A halted vCPU waits for an interrupt, unless it can't get one."""
+        before = self.state()
+        number = self.vcpu
+        if not before.running and not before.halted:
+            return Stop(WAITING, number, before, before)
+        if before.halted:
+            if not before.interrupts_on:
+                return Stop(HALTED, number, before, before)
+            return self._step_over(before, None, interrupts=True)
+        instruction = next(iter(self.disassemble(before.address)), None)
+        if instruction is not None and instruction.mnemonic == "hlt" and not before.ring:
+            self._halt(len(instruction.code))
+            return Stop(HALTED, number, before, self.state(number), instruction)
+        return self._step_over(before, instruction, interrupts=self.interrupts)
+
+    def next_exit(self, timeout: float | None = None) -> Stop:
+        """Run until the current vCPU has accessed a device (or a breakpoint comes)."""
+        return self._go(timeout, stop_at_access=True)
+
+    def cont(self, timeout: float | None = None) -> Stop:
+        """Run until a breakpoint comes, the guest ends, or ``timeout`` seconds have passed."""
+        return self._go(timeout)
+
+    def until(self, address: int, timeout: float | None = None) -> Stop:
+        """Run until the linear ``address`` is reached by a vCPU (or another breakpoint comes).
+        ValueError if all breakpoints are taken."""
+        added = address not in self.breakpoints
+        if added:
+            self.add_breakpoint(address)
+        try:
+            return self._go(timeout)
+        finally:
+            if added:
+                self.breakpoints.remove(address)
+
+    def over(self, timeout: float | None = None) -> Stop:
+        """As :meth:`step`, but all of a call, of an interrupt's handler or of a repetition."""
+        before = self.state()
+        instruction = next(iter(self.disassemble(before.address)), None)
+        if instruction is None or not instruction.calls or not before.running:
+            return self.step()
+        number, stack = self.vcpu, before.registers["rsp"]
+        while True:
+            stop = self.until(instruction.next_address, timeout)
+            deeper = stop.after.registers["rsp"] < stack  # the same place, in a recursion
+            here = stop.after.address == instruction.next_address
+            if not here or not deeper or stop.vcpu != number or stop.why != BREAKPOINT:
+                break
+        if here and stop.why == BREAKPOINT and instruction.next_address not in self.breakpoints:
+            return stop._replace(why=STEPPED, before=before, instruction=instruction)
+        return stop._replace(before=before) if stop.vcpu == number else stop
+
+    def add_breakpoint(self, address: int) -> None:
+        """ValueError if there are as many as the CPU has."""
+        if len(self.breakpoints) >= MAX_BREAKPOINTS:
+            raise ValueError(f"a CPU has only {MAX_BREAKPOINTS} breakpoints, and all are taken")
+        self.breakpoints.append(address)
+
+    def _step_over(
+        self, before: CpuState, instruction: Instruction | None, *, interrupts: bool
+    ) -> Stop:
+        """Have KVM execute one instruction."""
+        number = self.vcpu
+        ranges: list[tuple[int, bytes]] = []
+        if instruction is not None:
+            ranges = self._about_to_write(instruction, before)
+        control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP
+        if not interrupts:
+            control |= lib.KVM_GUESTDBG_BLOCKIRQ
+        why = self._run([self.machine.vcpus[number]], control, stop_at_access=True)
+        if why == EXIT:
+            why = STEPPED
+        stop = self._stop(why, number, before)
+        if why != STEPPED:
+            return stop
+        writes = self._written(ranges, before, stop.after)
+        return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
+
+    def _go(self, timeout: float | None, *, stop_at_access: bool = False) -> Stop:
+        """Run all vCPUs, with breakpoints, the current one's state being the one before."""
+        number, before = self.vcpu, self.state()
+        accesses: tuple[Access, ...] = ()
+        for each in range(len(self.machine.vcpus)):
+            # Who stands at a breakpoint has seen it: it goes on behind it.
+            if self.state(each).address not in self.breakpoints:
+                continue
+            self.vcpu = each
+            try:
+                first = self.step()
+            finally:
+                self.vcpu = number
+            if first.why not in (STEPPED, HALTED, WAITING):
+                return first
+            if each == number:
+                accesses = first.accesses
+                if accesses and stop_at_access:
+                    return first._replace(why=EXIT)
+        # A step may have led from one breakpoint to the next.
+        for each in range(len(self.machine.vcpus)):
+            if self._reached(each, number, before):
+                self.vcpu = each
+                return self._stop(BREAKPOINT, each, before)._replace(accesses=accesses)
+        control, registers = self._breakpoint_control()
+        why = self._run(
+            self.machine.vcpus,
+            control,
+            registers,
+            stop_at_access=stop_at_access,
+            timeout=timeout,
+        )
+        return self._stop(why, number, before)
+
+    def _reached(self, vcpu: int, current: int, before: CpuState) -> bool:
+        state = self.state(vcpu)
+        moved = vcpu == current and state.address != before.address
+        return moved and state.running and state.address in self.breakpoints
+
+    def _breakpoint_control(self) -> tuple[int, list[int]]:
+        if not self.breakpoints:
+            return 0, [0] * 8
+        enabled = sum(1 << 2 * index for index in range(len(self.breakpoints)))
+        registers = (self.breakpoints + [0] * MAX_BREAKPOINTS)[:MAX_BREAKPOINTS]
+        control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_USE_HW_BP
+        return control, [*registers, 0, 0, 0, DR7_FIXED | enabled]
+
+    def _run(
+        self,
+        threads: Iterable[VcpuThread],
+        control: int,
+        registers: Iterable[int] = (0,) * 8,
+        *,
+        stop_at_access: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Let ``threads`` run, with these settings of KVM_SET_GUEST_DEBUG, until one of them stops;
+        then all are paused. Why it stopped; ``vcpu`` is then the one that did."""
+        machine = self.machine
+        self._accesses, self._stops = [], []
+        self._stop_at_access = stop_at_access
+        self._current = machine.vcpus[self.vcpu]
+        self._left.clear()
+        vcpu = self._current.vcpu
+        in_time = True
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            try:
+                with machine.at_rest():
+                    for thread in machine.vcpus:
+                        thread.vcpu.set_guest_debug(control, list(registers))
+                    started = [thread for thread in threads if thread.start()]
+            finally:
+                # Those threads leave the signals to the one that waits.
+                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            if started:
+                in_time = self._wait(timeout)
+        finally:
+            for thread in machine.vcpus:
+                thread.pause()
+            for thread in machine.vcpus:
+                thread.join()
+        if not self._stops and in_time:
+            self._settle()
+        if machine.outcome is not None:
+            return ENDED
+        if machine.vcpus[self.vcpu].vcpu is not vcpu:
+            self.vcpu = 0
+            return RESET
+        if self._stops:
+            stopped = {thread: why for thread, why in reversed(self._stops)}
+            thread = self._current if self._current in stopped else self._stops[0][0]
+            self.vcpu = thread.vcpu.id
+            return stopped[thread]
+        return PAUSED if in_time else TIMEOUT
+
+    def _wait(self, timeout: float | None) -> bool:
+        try:
+            self.waiting = True
+            return self._left.wait(timeout)
+        finally:
+            self.waiting = False
+
+    def _settle(self) -> None:
+        """Somebody else has paused a vCPU. If it is for a reset, which is done by the I/O thread,
+        wait until that is over."""
+        done = threading.Event()
+        self.machine.loop.call(done.set)
+        while not done.wait(0.1) and self.machine.outcome is None:
+            pass
+
+    def _stop(self, why: str, number: int, before: CpuState) -> Stop:
+        """What has come of the run that ``why`` ended; ``before`` was the state of the vCPU
+        ``number``."""
+        try:
+            after = self.state()
+        except KvmError:
+            after = before
+        if self.vcpu != number:
+            before = after  # another one has stopped, of which nothing is known
+        return Stop(why, self.vcpu, before, after, None, tuple(self._accesses))
+
+    def _halt(self, length: int) -> None:
+        """What ``hlt`` does, an instruction of ``length`` bytes."""
+        with self.machine.at_rest():
+            vcpu = self.machine.vcpus[self.vcpu].vcpu
+            regs = vcpu.get_regs()
+            regs["rip"] += length
+            regs["rflags"] &= ~RFLAGS_RF
+            vcpu.set_regs(regs)
+            events = vcpu.get_vcpu_events()
+            events["interrupt"]["shadow"] = 0  # of an `sti` right before
+            vcpu.set_vcpu_events(events)
+            vcpu.set_mp_state(lib.KVM_MP_STATE_HALTED)
+
+    def _about_to_write(self, instruction: Instruction, state: CpuState) -> list[tuple[int, bytes]]:
+        """What is in memory where ``instruction`` will write."""
+        found = []
+        for address, size in self.disassembler.writes(instruction, state):
+            start = address if size else address - MAX_WRITE
+            try:
+                found.append((start, self.read(start, size or MAX_WRITE)))
+            except GuestMemoryError:
+                continue  # a device's, or nobody's
+        return found
+
+    def _written(
+        self, ranges: list[tuple[int, bytes]], before: CpuState, after: CpuState
+    ) -> tuple[MemoryWrite, ...]:
+        writes = []
+        for start, old in ranges:
+            if start == stack_top(before) - MAX_WRITE:  # what was pushed
+                pushed = stack_top(before) - stack_top(after)
+                if not 0 < pushed <= MAX_WRITE or before.bits != after.bits:
+                    continue
+                start, old = start + MAX_WRITE - pushed, old[-pushed:]
+            try:
+                writes.append(MemoryWrite(start, old, self.read(start, len(old))))
+            except GuestMemoryError:
+                continue
+        return tuple(writes)
+
+    # On the vCPUs' threads.
+
+    def _wrap(self, thread: VcpuThread, handlers: Handlers) -> Handlers:
+        """``handlers``, with an eye on what devices are asked, and an answer to debug exits."""
+        board = self.machine.board
+        page = thread.vcpu.run_page
+        wrapped = list(handlers)
+
+        def noting(handler: Callable[[], None], note: Callable[[], Access]) -> Callable[[], None]:
+            def handle() -> None:
+                handler()
+                if self._stop_at_access and thread is self._current:
+                    self._accesses.append(note())
+                    self._stopped(thread, EXIT)
+
+            return handle
+
+        io, mmio = lib.KVM_EXIT_IO, lib.KVM_EXIT_MMIO
+        wrapped[io] = noting(handlers[io], partial(_port_access, page, board.pio))
+        wrapped[mmio] = noting(handlers[mmio], partial(_mmio_access, page, board.mmio))
+        wrapped[lib.KVM_EXIT_DEBUG] = partial(self._debug_exit, thread)
+        return wrapped
+
+    def _debug_exit(self, thread: VcpuThread) -> None:
+        _, _, dr6, _ = DEBUG_DETAIL.unpack_from(thread.vcpu.run_page, lib.RUN_DETAIL)
+        self._stopped(thread, STEPPED if dr6 & DR6_SINGLE_STEP else BREAKPOINT)
+
+    def _stopped(self, thread: VcpuThread, why: str) -> None:
+        self._stops.append((thread, why))
+        thread.pause()  # it enters KVM once more, which completes the instruction, and no further
+
+
+def _port_access(page: memoryview, bus: Bus) -> Access:
+    direction, size, port, count = PIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
+    data = page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count]
+    starts = range(0, size * count, size)
+    values = tuple(int.from_bytes(data[start : start + size], "little") for start in starts)
+    return Access(PORT, bool(direction), port, size, values, *_owner(bus, port))
+
+
+def _mmio_access(page: memoryview, bus: Bus) -> Access:
+    address, size, is_write = MMIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
+    value = int.from_bytes(page[lib.RUN_DETAIL + 8 : lib.RUN_DETAIL + 8 + size], "little")
+    return Access(MMIO, bool(is_write), address, size, (value,), *_owner(bus, address))
+
+
+def _owner(bus: Bus, address: int) -> tuple[str, int]:
+    found = bus.find(address)
+    return ("", 0) if found is None else (found.name, address - found.base)
+
+
+def _gpa(vcpu: Vcpu, address: int) -> int:
+    gpa = vcpu.translate(address & (1 << 64) - 1)
+    if gpa is None:
+        raise GuestMemoryError(f"the address {address:#x} is not mapped")
+    return gpa
