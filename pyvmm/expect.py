@@ -30,12 +30,13 @@ SEARCH_SECONDS = 0.01
 MAX_COMMAND = 3000
 """A terminal in Linux takes 4095 characters in a line (N_TTY_BUF_SIZE), quoting included."""
 
+_STRING = r"[\]PX^_][^\x00-\x1f]{0,256}"  # OSC, DCS, SOS, PM, APC
 _ESCAPE = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # CSI: parameters, intermediates, a final byte
-    r"|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC, DCS, SOS, PM, APC: a string and its end
-    r"|[ -/]*[0-OQ-WYZ`-~])"  # others, with intermediates
+    r"\x1b(?:\[[0-?]{0,256}[ -/]{0,16}[@-~]"  # CSI: parameters, intermediates, a final byte
+    rf"|{_STRING}(?:\x07|\x1b\\)"
+    r"|[ -/]{0,16}[0-OQ-WYZ`-~])"  # others, with intermediates
 )
-_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]{0,256}\x1b?|[ -/]*)\Z")
+_UNFINISHED = re.compile(rf"\x1b(?:\[[0-?]{{0,256}}[ -/]{{0,16}}|{_STRING}\x1b?|[ -/]*)\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -203,8 +204,8 @@ class Console:
     def _readable(self, text: str) -> str:
         """``text`` without what a reader doesn't see; what may be the beginning of such stays for
         the next time."""
-        text = _ESCAPE.sub("", self._raw + text)
+        text = self._raw + text
         unfinished = _UNFINISHED.search(text)
         end = len(text) if unfinished is None else unfinished.start()
         self._raw = text[end:]
-        return _CONTROL.sub("", text[:end])
+        return _CONTROL.sub("", _ESCAPE.sub("", text[:end]))
