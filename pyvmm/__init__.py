@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyvmm.api import Machine, Stats, VirtualCpu
-    from pyvmm.errors import ConfigError, HostError, ImageError, PyvmmError
+    from pyvmm.errors import ConfigError, DeviceError, HostError, ImageError, PyvmmError
     from pyvmm.expect import CommandError, CommandResult, Console, ExpectError
     from pyvmm.outcome import Outcome, Reason
+    from pyvmm.user_devices.interface import MmioDevice, PciDevice, PioDevice, VirtioDevice
 
 _HOMES = {
     "Machine": "api",
     "Stats": "api",
     "VirtualCpu": "api",
     "ConfigError": "errors",
+    "DeviceError": "errors",
     "HostError": "errors",
     "ImageError": "errors",
     "PyvmmError": "errors",
@@ -28,6 +30,10 @@ _HOMES = {
     "ExpectError": "expect",
     "Outcome": "outcome",
     "Reason": "outcome",
+    "MmioDevice": "user_devices.interface",
+    "PciDevice": "user_devices.interface",
+    "PioDevice": "user_devices.interface",
+    "VirtioDevice": "user_devices.interface",
 }
 
 __all__ = [
@@ -35,14 +41,19 @@ __all__ = [
     "CommandResult",
     "ConfigError",
     "Console",
+    "DeviceError",
     "ExpectError",
     "HostError",
     "ImageError",
     "Machine",
+    "MmioDevice",
     "Outcome",
+    "PciDevice",
+    "PioDevice",
     "PyvmmError",
     "Reason",
     "Stats",
+    "VirtioDevice",
     "VirtualCpu",
 ]
 

@@ -27,6 +27,7 @@ from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from pyvmm.user_devices.attachment import Attachment
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
     from pyvmm.virtio.pci_transport import VirtioPci
@@ -77,7 +78,9 @@ class Board:
         self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
         self.virtio: list[VirtioPci | VirtioMmio] = []
         self.mmio_slots: list[MmioSlot] = []
-        self._mmio_irqs: dict[int, SharedIrq] = {}
+        self.user_devices: list[Attachment] = []
+        """Those that the user has written, as far as they have to be told of more than a reset."""
+        self._isa_irqs: dict[int, SharedIrq] = {}
         self._add_timekeeping()
         self._add_keyboard()
         self.power = self._add_power()
@@ -184,12 +187,10 @@ class Board:
         if number == layout.VIRTIO_MMIO_SLOTS:
             raise ConfigError(f"no room for another virtio-mmio device: there are {number} slots")
         wiring, slot = self.wiring, layout.virtio_mmio_slot(number)
-        if slot.gsi not in self._mmio_irqs:
-            self._mmio_irqs[slot.gsi] = SharedIrq(wiring.line(slot.gsi))
         transport = VirtioMmio(
             device,
             wiring.memory,
-            self._mmio_irqs[slot.gsi].input(),
+            self.isa_irq(slot.gsi),
             wiring.faults,
             wiring.doorbells,
             slot.base,
@@ -198,6 +199,12 @@ class Board:
         self.mmio_slots.append(slot)
         self.mmio.add(slot.base, slot.size, transport, f"virtio-mmio {number}")
         self.devices[f"virtio-mmio-{number}"] = transport
+
+    def isa_irq(self, number: int) -> IrqLine:
+        """A further driver of one of the ISA interrupts that the PC itself doesn't use."""
+        if number not in self._isa_irqs:
+            self._isa_irqs[number] = SharedIrq(self.wiring.line(number))
+        return self._isa_irqs[number].input()
 
     def add_debug_console(self, backend: CharacterBackend) -> None:
         """Port 0xE9: what is written there comes out at ``backend``."""
@@ -222,6 +229,8 @@ class Board:
 
     def quiesce(self) -> None:
         """Bring the devices to rest: nobody touches guest memory or an image any more."""
+        for attachment in self.user_devices:
+            attachment.rest()
         for transport in self.virtio:
             transport.reset()
 
@@ -232,9 +241,13 @@ class Board:
         for device in self.devices.values():
             with device.lock:
                 device.reset()
+        for attachment in self.user_devices:
+            attachment.wake()
 
     def pause(self) -> None:
         """Have the devices leave guest memory alone until :meth:`resume`."""
+        for attachment in self.user_devices:
+            attachment.pause()
         for transport in self.virtio:
             transport.device.pause()
 
@@ -242,8 +255,12 @@ class Board:
         """Let the devices go on."""
         for transport in self.virtio:
             transport.session.resume()
+        for attachment in self.user_devices:
+            attachment.resume()
 
     def close(self) -> None:
         """Release what the devices have of the host's; the board is of no use afterwards."""
         for transport in self.virtio:
             transport.close()
+        for attachment in self.user_devices:
+            attachment.close()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RngConfig,
         VsockConfig,
     )
+    from pyvmm.user_devices.interface import UserDevice
 
 MIN_MEMORY = 2 * MIB
 MAX_MEMORY = 64 * GIB
@@ -128,7 +129,8 @@ class MachineConfig:
     ``unix:PATH``); the virtio devices' records are those of :mod:`pyvmm.device_config`. ``entry``
     is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is that of the
     virtio devices which don't name theirs; with ``mmio_cmdline`` those behind mmio are named in
-    front of the kernel's command line instead of by ACPI. ``name`` tells the machine from others;
+    front of the kernel's command line instead of by ACPI. ``devices`` are the user's own, or the
+    text of --device, by which they are made here and now. ``name`` tells the machine from others;
     if it is empty, the kernel's file name does.
     """
 
@@ -148,6 +150,7 @@ class MachineConfig:
     serial: tuple[str, ...] = ("stdio",)
     console: ConsoleConfig | None = None
     vsock: VsockConfig | None = None
+    devices: tuple[UserDevice, ...] = ()
     entry: str = "auto"
     on_reboot: str = "exit"
     transport: str = "pci"
@@ -201,6 +204,10 @@ class MachineConfig:
         self._check_memory()
         self._check_devices()
         self._check_places()
+        if self.devices:
+            from pyvmm.user_devices.loading import instances
+
+            object.__setattr__(self, "devices", instances(self.devices))
 
     def _check_cpus(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:

@@ -45,6 +45,15 @@ class HostError(PyvmmError):
     """The host refuses or lacks something: no /dev/kvm, no memory, a failed system call."""
 
 
+class DeviceError(PyvmmError):
+    """A device that the user has written fails, or its file can't be loaded. ``report`` is the
+    traceback, in lines; the exception itself is the cause."""
+
+    def __init__(self, message: str, hint: str = "", report: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.report = report
+
+
 class KvmError(HostError):
     """A KVM ioctl failed; names the ioctl and the errno."""
 
@@ -88,6 +97,10 @@ class GuestFaults:
         self.counts[kind] = seen + 1
         if not seen:
             self._emit(f"{side}: {kind}{': ' if detail else ''}{detail % args}")
+
+    def tell(self, line: str) -> None:
+        """Print what is no fault."""
+        self._emit(line)
 
     def count(self, kind: str) -> None:
         """Count without a word: for what every kernel does while it probes."""

@@ -102,6 +102,8 @@ def main() -> None:
         _complain(error.format_message())
         status = STATUS_ERROR
     except PyvmmError as error:
+        for line in getattr(error, "report", ()):  # the traceback of a device of the user's
+            print(line, file=sys.stderr)
         _complain(str(error))
         status = STATUS_USAGE if isinstance(error, ConfigError) else STATUS_ERROR
     except (click.Abort, KeyboardInterrupt):

@@ -130,6 +130,14 @@ FILE = click.Path(readable=False)
     " 'CONNECT <port>'; the guest reaches a host program that listens at PATH_<port>.",
 )
 @click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="FILE.py:CLASS[,OPTION=VALUE…]",
+    help="A device that you have written, a class in a Python file or module (docs/devices.md):"
+    " thermometer.py:Thermometer,base=0x510. May be repeated.",
+)
+@click.option(
     "--timeout", metavar="SECONDS", help="End the guest after that time, with status 124."
 )
 @click.option("--expect", metavar="REGEX", help="End with status 0 once the console prints this.")
