@@ -105,12 +105,12 @@ def state(
     except KvmError:
         return {**found, "state": None, "mode": None, "registers": None, "code": None}
     names = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
-    address = _instruction_address(regs, sregs)
+    address = instruction_address(regs, sregs)
     lost = crash is not None and address == RESET_VECTOR  # see LOST_REGISTERS
     code = None if lost else _bytes_around(vcpu, memory, address)
     return {
         **found,
-        "mode": _mode(sregs),
+        "mode": mode_in_words(sregs),
         "registers": None if lost else regs | {name: sregs[name] for name in names},
         "code": code and {"before": code[0].hex(), "at_rip": code[1].hex()},
     }
