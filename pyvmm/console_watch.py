@@ -1,4 +1,5 @@
-"""Reads along with a guest's console: the user's patterns, kernel panics, the last lines.
+"""Reads along with a guest's console: the user's patterns, kernel panics and other reports of a
+kernel's, the last lines.
 
 A panic is recognised by the lines that Linux's panic() prints (kernel/panic.c)::
 
@@ -6,7 +7,16 @@ A panic is recognised by the lines that Linux's panic() prints (kernel/panic.c):
     [    1.345678][    T1] ---[ end Kernel panic - not syncing: Attempted to kill init! ... ]---
 
 with or without the level, time and caller that printk puts before them. Only the beginning of a
-line counts, so a program that talks about panics doesn't make one.
+line counts, so a program that talks about panics doesn't make one. Two more ends come so early in a
+boot that they are printed with ``earlyprintk=`` only::
+
+    PANIC: early exception 0x0d IP 10:ffffffff83a0c2b1 error 0 cr2 0x0      (arch/x86/mm/extable.c)
+    Decoding failed
+
+     -- System halted                                       (arch/x86/boot/compressed/error.c)
+
+What is no panic is in :mod:`pyvmm.kernel_reports`. A kernel that stamps its lines with the time
+stamps all, so once a console has shown such a line, only those count as reports.
 
 The guest decides what comes here, so a line is cut at a bound, only the last lines are kept, and
 what goes into reports has no escape sequences or other control characters in it.
@@ -29,6 +39,8 @@ KEPT_LINES = 50
 
 _PANIC = b"Kernel panic - not syncing"
 _END_OF_PANIC = b"---[ end " + _PANIC
+_EARLY_PANIC = b"PANIC: early exception"
+_HALTED = b" -- System halted"
 
 _ESCAPE = 0x1B
 _BELL = 0x07
@@ -49,9 +61,15 @@ class ConsoleWatch:
       but the guest paused.) Patterns see neither escape sequences nor control characters.
     * ``on_panic(message)``: once, with what the kernel says after "not syncing: ".
     * ``on_panic_end(message)``: once, when the kernel has printed its whole report and halts.
+    * ``on_report(kind, line)``: the first line of each report that is no panic; these are looked
+      for only if it is given. ``on_report_end()``: the line that ends many of them.
 
     Callbacks run on the feeding thread. :meth:`tail` may be called from any.
     """
+
+    pieces = 0
+    """How many pieces of output there were: whether this changes tells whether the guest is
+    silent."""
 
     def __init__(
         self,
@@ -59,25 +77,35 @@ class ConsoleWatch:
         on_match: Callable[[re.Pattern[bytes], str], None] = _ignore,
         on_panic: Callable[[str], None] = _ignore,
         on_panic_end: Callable[[str], None] = _ignore,
+        *,
+        on_report: Callable[[str, str], None] | None = None,
+        on_report_end: Callable[[], None] = _ignore,
+        kept_lines: int = KEPT_LINES,
     ) -> None:
         self._unmatched = list(patterns)
         self._on_match = on_match
         self._on_panic = on_panic
         self._on_panic_end = on_panic_end
+        self._on_report = on_report
+        self._on_report_end = on_report_end
+        self._stamps = False
         self._panicked = False
         self._panic_ended = False
         self._line = bytearray()
         self._cut = False
-        self._last_lines: deque[bytes] = deque(maxlen=KEPT_LINES)
+        self._last_lines: deque[bytes] = deque(maxlen=kept_lines)
         self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of output, of any size."""
+        self.pieces += 1
         *ends, rest = data.split(b"\n")
         for end in ends:
             self._extend(end)
             self._finish_line(cut=False)
         self._extend(rest)
+        if self._line.endswith(_HALTED):
+            self._recognise_halt(self._line)
         if self._unmatched and self._line:
             self._match(bytes(self._line))
 
@@ -85,7 +113,7 @@ class ConsoleWatch:
         """The last lines, the unfinished one included."""
         with self._lock:
             lines = [*self._last_lines, bytes(self._line)]
-        return [_text(_clean(line)) for line in lines if line]
+        return [plain_text(line) for line in lines if line]
 
     def _extend(self, piece: bytes) -> None:
         while len(self._line) + len(piece) > MAX_LINE:
@@ -99,11 +127,16 @@ class ConsoleWatch:
 
     def _finish_line(self, *, cut: bool) -> None:
         line = bytes(self._line)
+        if line.rstrip().endswith(_HALTED):
+            self._recognise_halt(line)
         with self._lock:
             self._last_lines.append(line)
             self._line.clear()
-        if _PANIC in line and not self._cut:
-            self._recognise_panic(line)
+        if not self._cut:
+            if _PANIC in line or _EARLY_PANIC in line:
+                self._recognise_panic(line)
+            if self._on_report is not None:
+                self._recognise_report(line, self._on_report)
         self._cut = cut
         if self._unmatched:
             self._match(line)
@@ -116,8 +149,10 @@ class ConsoleWatch:
                 self._on_match(pattern, _text(clean))
 
     def _recognise_panic(self, line: bytes) -> None:
-        said = _without_printk_prefix(_clean(line))
-        if said.startswith(_PANIC):
+        said, _ = _without_printk_prefix(_clean(line))
+        if said.startswith(_EARLY_PANIC):
+            message = said.removeprefix(b"PANIC: ")
+        elif said.startswith(_PANIC):
             message = said[len(_PANIC) :]
         elif said.startswith(_END_OF_PANIC):
             message = said[len(_END_OF_PANIC) :].removesuffix(b"]---")
@@ -125,12 +160,42 @@ class ConsoleWatch:
             return
         text = _text(message.removeprefix(b":").strip())
         # The first line can be lost or garbled by another CPU's; the last then stands for both.
+        self._tell_panic(text, ended=said.startswith(_END_OF_PANIC))
+
+    def _tell_panic(self, text: str, *, ended: bool) -> None:
         if not self._panicked:
             self._panicked = True
             self._on_panic(text)
-        if not self._panic_ended and said.startswith(_END_OF_PANIC):
+        if ended and not self._panic_ended:
             self._panic_ended = True
             self._on_panic_end(text)
+
+    def _recognise_halt(self, line: bytes | bytearray) -> None:
+        """Of the decompressor, which says why in the line before, and is silent from then on."""
+        before = [_clean(line) for line in self._last_lines]
+        stamped = any(_without_printk_prefix(line)[1] for line in before)
+        if _clean(line).strip() == _HALTED.strip() and not stamped:
+            reasons = [line.strip() for line in before if line.strip()]
+            self._tell_panic(_text(reasons[-1]) if reasons else "System halted", ended=True)
+
+    def _recognise_report(self, line: bytes, on_report: Callable[[str, str], None]) -> None:
+        from pyvmm.kernel_reports import END, recognise  # only with --fail-on-warnings
+
+        clean = _clean(line)
+        said, stamped = _without_printk_prefix(clean)
+        self._stamps |= stamped
+        if self._stamps and not stamped:
+            return
+        report = recognise(said, stamped=stamped)
+        if report is not None:
+            on_report(report.kind, _text(clean))
+        elif said.startswith(END):
+            self._on_report_end()
+
+
+def plain_text(line: bytes) -> str:
+    """A console's line for a person: no escape sequences, no control characters."""
+    return _text(_clean(line))
 
 
 def _text(line: bytes) -> str:
@@ -139,7 +204,7 @@ def _text(line: bytes) -> str:
     return "".join(character for character in text if character.isprintable() or character == "\t")
 
 
-def _clean(line: bytes) -> bytes:
+def _clean(line: bytes | bytearray) -> bytes:
     """``line`` without escape sequences (ECMA-48, sections 5.3 to 5.6) and control characters."""
     if _ESCAPE in line:
         kept = bytearray()
@@ -148,10 +213,10 @@ def _clean(line: bytes) -> bytes:
             kept += line[position:escape]
             position = _end_of_escape(line, escape)
         line = bytes(kept + line[position:])
-    return line.translate(None, _CONTROL_CHARACTERS)
+    return bytes(line.translate(None, _CONTROL_CHARACTERS))
 
 
-def _end_of_escape(line: bytes, start: int) -> int:
+def _end_of_escape(line: bytes | bytearray, start: int) -> int:
     """Where the text goes on behind the escape sequence at ``start``, which may be unfinished."""
     position = start + 1
     if position == len(line):
@@ -176,9 +241,11 @@ def _end_of_escape(line: bytes, start: int) -> int:
     return min(position + 1, len(line))
 
 
-def _without_printk_prefix(line: bytes) -> bytes:
-    """``line`` without level (``<0>``), time (``[    1.234567]``) and caller (``[    T1]``)."""
+def _without_printk_prefix(line: bytes) -> tuple[bytes, bool]:
+    """``line`` without level (``<0>``), time (``[    1.234567]``) and caller (``[    T1]``), and
+    whether it had any of them."""
     line = line.lstrip()
+    whole = len(line)
     if line.startswith(b"<"):
         level, separator, _ = line[1:5].partition(b">")
         if separator and level.isdigit():
@@ -188,4 +255,4 @@ def _without_printk_prefix(line: bytes) -> bytes:
         inside, separator, rest = line.partition(b"]")
         if separator and inside[:1] == b"[" and _PREFIX_CHARACTERS.issuperset(inside[1:]):
             line = rest
-    return line.lstrip()
+    return line.lstrip(), len(line) < whole

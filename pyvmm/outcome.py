@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reason(Enum):
@@ -17,6 +17,7 @@ class Reason(Enum):
     CRASH = "crashed"
     MISSED = "ended without what was expected"
     FAILED = "printed what must not come"
+    WARNED = "reported a problem of its kernel"
     TIMEOUT = "timed out"
     INTERRUPTED = "interrupted"
     ERROR = "internal error"
@@ -30,6 +31,7 @@ EXIT_STATUS = {
     Reason.CRASH: 4,
     Reason.MISSED: 5,
     Reason.FAILED: 5,
+    Reason.WARNED: 5,
     Reason.TIMEOUT: 124,
     Reason.INTERRUPTED: 130,
     Reason.ERROR: 1,
@@ -44,7 +46,8 @@ class Outcome(NamedTuple):
     that matched, the signal. ``value`` is what the guest wrote to the debug exit port, or the
     number of the signal that interrupted the run. ``seconds`` is the time since the start, and
     ``report`` the lines that explain a crash, or say where the vCPUs stood at a timeout.
-    ``reboots`` counts how often the machine was reset meanwhile.
+    ``reboots`` counts how often the machine was reset meanwhile. ``vcpus`` are the vCPUs' states
+    after a crash or a timeout, as plain values: see :func:`pyvmm.crash.state`.
     """
 
     reason: Reason
@@ -53,6 +56,7 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     report: tuple[str, ...] = ()
     reboots: int = 0
+    vcpus: tuple[dict[str, Any], ...] = ()
 
     @property
     def status(self) -> int:
@@ -75,6 +79,7 @@ class Outcome(NamedTuple):
             Reason.CRASH: "guest crashed",
             Reason.MISSED: "expected text did not come",
             Reason.FAILED: "text that must not come came",
+            Reason.WARNED: "guest's kernel reported a problem",
             Reason.TIMEOUT: "guest ran into the timeout",
             Reason.INTERRUPTED: "interrupted",
             Reason.ERROR: "internal error",

@@ -13,14 +13,23 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pyvmm.console_watch import ConsoleWatch
+from pyvmm.console_watch import KEPT_LINES, ConsoleWatch
 from pyvmm.errors import ConfigError
 from pyvmm.eventloop import Clock
 from pyvmm.outcome import Outcome, Reason
 
-PANIC_GRACE_NS = 500_000_000
-"""From a panic's first line to the end of the run, so that the register dump and stack trace that
-follow it are printed; its last line ends the run at once."""
+QUIET_NS = 250_000_000
+"""A panic's first line, or another report's, doesn't end the run at once, so that the register dump
+and stack trace behind it are printed, and what may follow from it: after an oops often a panic. They
+are over when the consoles have been silent for so long. A panic's last line ends the run at once."""
+
+MOST_REPORT_NS = 3_000_000_000
+"""How long that takes at most, if the guest goes on talking."""
+
+MOST_AFTER_END_NS = 500_000_000
+"""The same from a line on that ends a report."""
+
+EXPECT, FAIL_ON, FAIL_ON_WARNINGS = "--expect", "--fail-on", "--fail-on-warnings"
 
 MAX_QUOTE = 160
 """How much of a guest's line the last line quotes."""
@@ -30,12 +39,27 @@ class Expectations(NamedTuple):
     """What a run must and must not do.
 
     ``timeout`` is in seconds; ``expect`` and ``fail_on`` are searched in each line of the guest's
-    consoles, and in a line that isn't finished yet (a prompt).
+    consoles, and in a line that isn't finished yet (a prompt). With ``fail_on_warnings`` a line
+    must not be the beginning of a kernel's report of a problem either (an oops, a warning, a
+    lockdep or sanitizer report …): see :mod:`pyvmm.kernel_reports`.
     """
 
     timeout: float | None = None
     expect: re.Pattern[bytes] | None = None
     fail_on: tuple[re.Pattern[bytes], ...] = ()
+    fail_on_warnings: bool = False
+
+
+class Match(NamedTuple):
+    """What decided a run: the option that looked for it, its pattern (a regular expression, or the
+    kind of the kernel's report), and the line."""
+
+    option: str
+    pattern: str
+    line: str
+
+
+REASONS = {EXPECT: Reason.EXPECTED, FAIL_ON: Reason.FAILED, FAIL_ON_WARNINGS: Reason.WARNED}
 
 
 class Verdict:
@@ -49,16 +73,27 @@ class Verdict:
         self._clock = clock
         self._end = end
         self._panic: str | None = None
-        self._panic_timer = clock.timer(self.panic_over)
-        self._matched: tuple[Reason, str] | None = None
+        self._timer = clock.timer(self._report_due)
+        self._report_deadline: int | None = None
+        self._pieces = 0
+        self.match: Match | None = None
+        """What decided the run, if it was something on a console but no panic."""
         self.watches: list[ConsoleWatch] = []
         """One for each console, in the order of :meth:`watch`."""
 
-    def watch(self) -> ConsoleWatch:
-        """For another console: feed it the guest's output."""
+    def watch(self, kept_lines: int = KEPT_LINES) -> ConsoleWatch:
+        """For another console: feed it the guest's output. It keeps so many last lines."""
         wanted = self._expectations
         patterns = [p for p in (wanted.expect, *wanted.fail_on) if p is not None]
-        watch = ConsoleWatch(patterns, self._match, self._panicked, lambda _: self.panic_over())
+        watch = ConsoleWatch(
+            patterns,
+            self._match,
+            self._panicked,
+            lambda _: self.panic_over(),
+            on_report=self._reported if wanted.fail_on_warnings else None,
+            on_report_end=self._report_ended,
+            kept_lines=kept_lines,
+        )
         self.watches.append(watch)
         return watch
 
@@ -69,41 +104,103 @@ class Verdict:
 
     @property
     def panicked(self) -> bool:
-        """Whether a console has printed a kernel's panic."""
+        """Whether the guest has said that it panicked."""
         return self._panic is not None
+
+    @property
+    def panic(self) -> str:
+        """What the kernel said of its panic; empty if there was none, or it said nothing."""
+        return self._panic or ""
+
+    @property
+    def decided(self) -> bool:
+        """Whether the guest has only been let run on to finish its report."""
+        return self._report_deadline is not None
+
+    def pvpanic(self) -> None:
+        """The guest has said by pvpanic that it panicked. As a rule its kernel has printed the
+        message before, but a console that is slow, or in use by another CPU, has it later. From
+        any thread."""
+        self._panicked("")
 
     def _match(self, pattern: re.Pattern[bytes], line: str) -> None:
         expected = pattern is self._expectations.expect
-        reason = Reason.EXPECTED if expected else Reason.FAILED
-        if self._matched is None:
-            self._matched = reason, line
-        self._end(reason, line)
+        if self.match is None:
+            option = EXPECT if expected else FAIL_ON
+            self.match = Match(option, os.fsdecode(pattern.pattern), line)
+        if not self.decided:
+            self._end(Reason.EXPECTED if expected else Reason.FAILED, line)
+
+    def _reported(self, kind: str, line: str) -> None:
+        if self.match is None:
+            self.match = Match(FAIL_ON_WARNINGS, kind, line)
+            self._await_report(MOST_REPORT_NS)
 
     def _panicked(self, message: str) -> None:
-        if self._matched is None:
-            self._panic = message
-        self._panic_timer.arm(self._clock.now_ns() + PANIC_GRACE_NS)
+        if self.match is None or self.match.option == FAIL_ON_WARNINGS:
+            self._panic = self._panic or message
+        self._await_report(MOST_REPORT_NS)
+
+    def _report_ended(self) -> None:
+        if self.decided:
+            self._await_report(MOST_AFTER_END_NS)
+
+    def _await_report(self, most_ns: int) -> None:
+        """Let the guest finish its report; a shorter time than was given before counts."""
+        now = self._clock.now_ns()
+        deadline = now + most_ns
+        if self._report_deadline is None or deadline < self._report_deadline:
+            self._report_deadline = deadline
+        self._pieces = self._total_pieces()
+        self._timer.arm(min(now + QUIET_NS, self._report_deadline))
+
+    def _report_due(self) -> None:
+        now, pieces = self._clock.now_ns(), self._total_pieces()
+        deadline = self._report_deadline
+        if pieces != self._pieces and deadline is not None and now < deadline:
+            self._pieces = pieces
+            self._timer.arm(min(now + QUIET_NS, deadline))
+        else:
+            self.panic_over()
+
+    def _total_pieces(self) -> int:
+        return sum(watch.pieces for watch in self.watches)
 
     def panic_over(self) -> None:
         """The kernel has said all that it had to say, or it has no more time to."""
-        self._end(Reason.PANIC, "")
+        self._end(Reason.WARNED if self._panic is None else Reason.PANIC, "")
 
     def on(self, outcome: Outcome) -> Outcome:
         """What the run came to: ``outcome``, which is the machine's, unless a console said
         something of more weight."""
         if self._panic is not None:
-            detail = _quote(self._panic)
-            return outcome._replace(reason=Reason.PANIC, detail=detail, report=())
-        if self._matched is not None:
-            reason, line = self._matched
-            return outcome._replace(reason=reason, detail=_quote(line), report=())
+            detail = _quote(self._panic) if self._panic else ""
+            return outcome._replace(reason=Reason.PANIC, detail=detail, report=(), vcpus=())
+        if self.match is not None:
+            reason, detail = REASONS[self.match.option], _quote(self.match.line)
+            return outcome._replace(reason=reason, detail=detail, report=(), vcpus=())
         ended_by_itself = outcome.reason in (Reason.POWER_OFF, Reason.REBOOT)
         expect = self._expectations.expect
         if ended_by_itself and expect is not None:
             detail = f"guest {outcome.reason.value} without {os.fsdecode(expect.pattern)!r}"
             return outcome._replace(reason=Reason.MISSED, detail=detail)
+        if outcome.reason is Reason.TIMEOUT and not outcome.detail:
+            outcome = outcome._replace(detail=self._standstill(outcome))
         gave_up = outcome.reason in (Reason.TIMEOUT, Reason.INTERRUPTED)
         return _explain_silence(outcome) if gave_up and self.silent else outcome
+
+    def _standstill(self, outcome: Outcome) -> str:
+        """Where the guest hangs, in a few words: the vCPU that is at work, and the last line."""
+        busy = [vcpu for vcpu in outcome.vcpus if vcpu["state"] == "running"]
+        where = ""
+        for vcpu in (busy or list(outcome.vcpus))[:1]:
+            registers = vcpu["registers"] or {}
+            where = f"vCPU {vcpu['id']} {vcpu['state']} at {registers.get('rip', 0):#x}"
+            if len(busy) > 1:
+                where += f" and {len(busy) - 1} more running"
+        lines = [line for watch in self.watches for line in watch.tail() if line.strip()]
+        said = f"last line {_quote(lines[-1])}" if lines else "nothing printed"
+        return ", ".join(filter(None, (where, said)))
 
 
 def _explain_silence(outcome: Outcome) -> Outcome:
