@@ -47,6 +47,8 @@ from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, ent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.trace.tracer import Tracer
+
 
 SWITCH_INTERVAL = 100e-6
 """How long, in seconds, a thread that runs Python may keep another from it. The interpreter's 5 ms
@@ -68,6 +70,8 @@ class Machine:
     machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do;
     no disk has been written then.
 
+    ``tracer`` records what happens; who made it closes it, after the machine.
+
     ``peripherals`` has the virtio devices that can be asked for something, such as the balloon.
     """
 
@@ -79,8 +83,10 @@ class Machine:
         virtio_console: ConsoleBackends = NO_BACKENDS,
         loop: EventLoop | None = None,
         faults: GuestFaults | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.config = config
+        self._tracer = tracer
         self.faults = faults or GuestFaults()
         self.loop = loop or EventLoop()
         self.loop.on_error = self._failed
@@ -135,6 +141,7 @@ class Machine:
                 on_reset=self.press_reset_button,
                 on_error=self._failed,
                 host_cpus=pins.get(vcpu.id, ()),
+                trace=None if self._tracer is None else self._tracer.exits,
             )
             for vcpu in vcpus
         ]
@@ -184,6 +191,11 @@ class Machine:
             reactor=self.loop,
             faults=self.faults,
         )
+        consoles, tracer = self._virtio_console, self._tracer
+        if tracer is not None:
+            wiring, serial = tracer.wire(wiring), tracer.serial(serial)
+            consoles = tracer.virtio_console(consoles)
+            tracer.on_error = self._failed
         requests = Requests(
             power_off=lambda: self.end(Reason.POWER_OFF),
             reset=self.press_reset_button,
@@ -194,7 +206,7 @@ class Machine:
         board = Board(wiring, requests, self.config.transport)
         for backend in serial:
             board.add_serial_port(backend)
-        self.peripherals.plug(board, self._virtio_console)
+        self.peripherals.plug(board, consoles)
         if self.config.debug_console and serial:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:
@@ -205,6 +217,8 @@ class Machine:
             plug(self.config.devices, board)  # last, so that they yield to all others
         board.assign_pci_addresses()
         assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
+        if tracer is not None:
+            tracer.attach(self.config, board)
         return board
 
     def _create_vm(self, entry: EntryState, resources: ExitStack) -> tuple[Vm, list[Vcpu]]:
@@ -248,6 +262,8 @@ class Machine:
         with self._lifecycle:
             self._started = True
             self.loop.start()
+            if self._tracer is not None:
+                self._tracer.start()
             self._go_on()
 
     def pause(self) -> None:
@@ -334,9 +350,13 @@ class Machine:
                 self._failed(error)
             else:
                 self._reboots += 1
+                if self._tracer is not None:
+                    self._tracer.phase("entry")
                 self._go_on()
 
     def _boot_again(self) -> None:
+        if self._tracer is not None:
+            self._tracer.phase("reset")
         self.board.reset()
         for region in self.memory.regions:
             self.memory.clear(region.gpa, region.size)
@@ -362,6 +382,8 @@ class Machine:
 
     def power_button(self) -> None:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
+        if self._tracer is not None:
+            self._tracer.phase("shutdown", "power button")
         self.board.power.press_power_button()
 
     def set_link(self, card: int, up: bool) -> None:
@@ -382,6 +404,8 @@ class Machine:
         with self._end_lock:
             if self._outcome is None:
                 self._outcome = Outcome(reason, detail, value, self.seconds, report, self._reboots)
+        if self._tracer is not None:
+            self._tracer.release()
         # By every caller: the first may be the main thread, and be interrupted by a signal.
         for thread in self.vcpus:
             thread.stop()

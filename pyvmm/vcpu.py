@@ -73,6 +73,8 @@ class VcpuThread:
     is paused there is no thread: who needs the vCPU's state finds it complete, the last
     exit's access included.
 
+    ``trace`` makes of the table of handlers, by exit reason, one that records what they do.
+
     The callbacks are called on that thread: ``on_reset`` when KVM reports that the guest asked for
     a reset; ``on_crash`` when the guest can't go on, ``on_error`` for a KVM_RUN that fails and for
     an exception that is our bug: after these two the thread ends.
@@ -88,9 +90,11 @@ class VcpuThread:
         on_reset: Callable[[], None],
         on_error: Callable[[BaseException], None],
         host_cpus: Collection[int] = (),
+        trace: Callable[[Vcpu, Handlers], Handlers] | None = None,
     ) -> None:
         self.vcpu = vcpu
         self._host_cpus = host_cpus
+        self._trace = trace
         self._on_crash = on_crash
         self._on_reset = on_reset
         self._on_error = on_error
@@ -206,7 +210,7 @@ class VcpuThread:
         handlers[lib.KVM_EXIT_FAIL_ENTRY] = self._fail_entry
         handlers[lib.KVM_EXIT_INTERNAL_ERROR] = self._internal_error
         handlers[lib.KVM_EXIT_SYSTEM_EVENT] = self._system_event
-        return handlers
+        return handlers if self._trace is None else self._trace(self.vcpu, handlers)
 
     def _shutdown(self) -> None:
         raise TripleFault
@@ -237,7 +241,7 @@ class VcpuThread:
         self._on_reset()
 
 
-def _data_views(page: memoryview, offset: int) -> list[Any]:
+def data_views(page: memoryview, offset: int) -> list[Any]:
     """Views of the data of an exit as one 1-, 2-, 4- or 8-byte number, indexed by that size."""
     data = page[offset : offset + 8]
     views: list[Any] = [None] * 9
@@ -248,7 +252,7 @@ def _data_views(page: memoryview, offset: int) -> list[Any]:
 def _io_handler(page: memoryview, bus: Bus) -> Callable[[], None]:
     """KVM_EXIT_IO: an ``in`` or ``out``, or a burst of ``ins`` or ``outs``."""
     unpack, detail = PIO_DETAIL.unpack_from, lib.RUN_DETAIL
-    numbers = _data_views(page, lib.PIO_DATA_PAGE)
+    numbers = data_views(page, lib.PIO_DATA_PAGE)
     read, write = bus.read, bus.write
 
     def handle() -> None:
@@ -278,7 +282,7 @@ def _mmio_handler(page: memoryview, bus: Bus) -> Callable[[], None]:
     An access of an odd length (one that crosses a page) is done byte by byte.
     """
     unpack, detail = MMIO_DETAIL.unpack_from, lib.RUN_DETAIL
-    numbers = _data_views(page, detail + 8)
+    numbers = data_views(page, detail + 8)
     octets = page[detail + 8 : detail + 16]
     read, write = bus.read, bus.write
 

@@ -49,7 +49,7 @@ class Msix:
         self.lock = device_lock
         self.enabled = False
         self._update = threading.Lock()
-        self._vectors = [controller.vector() for _ in range(vectors)]
+        self.vectors = [controller.vector() for _ in range(vectors)]
         self._routes: list[tuple[int, int] | None] = [None] * vectors
         self._live = [False] * vectors
         self._table = bytearray(_ENTRY.size * vectors)
@@ -67,7 +67,7 @@ class Msix:
 
     def close(self) -> None:
         """Give the vectors back. Idempotent."""
-        vectors, self._vectors = self._vectors, []
+        vectors, self.vectors = self.vectors, []
         for vector in vectors:
             vector.close()
 
@@ -83,7 +83,7 @@ class Msix:
         """Send vector ``index``'s message, or remember it while it is masked."""
         with self._update:
             if self._live[index]:
-                self._vectors[index].fire()
+                self.vectors[index].fire()
             elif self.enabled:
                 self._pending |= 1 << index
 
@@ -108,7 +108,7 @@ class Msix:
         self._live[index] = live
         if not live:
             return
-        vector = self._vectors[index]
+        vector = self.vectors[index]
         # A change of route costs the host a grace period and the guest unmasks far more often.
         if self._routes[index] != (address, data):
             vector.route(address, data)

@@ -359,6 +359,10 @@ class PciBus(Device):
             function.connect_intx(self._intx[_intx_wire(device, pin)].input())
         return device
 
+    def functions(self) -> dict[int, PciFunction]:
+        """What is plugged in, by device * 8 + function number."""
+        return dict(self._functions)
+
     def _slot(self, device: int) -> list[PciFunction]:
         devfns = range(device * FUNCTIONS, (device + 1) * FUNCTIONS)
         return [self._functions[devfn] for devfn in devfns if devfn in self._functions]
