@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyvmm.api import Machine, Stats, VirtualCpu
     from pyvmm.errors import ConfigError, DeviceError, HostError, ImageError, PyvmmError
     from pyvmm.expect import CommandError, CommandResult, Console, ExpectError
+    from pyvmm.memory import GuestMemory
     from pyvmm.outcome import Outcome, Reason
     from pyvmm.user_devices.interface import MmioDevice, PciDevice, PioDevice, VirtioDevice
 
@@ -28,6 +29,7 @@ _HOMES = {
     "CommandResult": "expect",
     "Console": "expect",
     "ExpectError": "expect",
+    "GuestMemory": "memory",
     "Outcome": "outcome",
     "Reason": "outcome",
     "MmioDevice": "user_devices.interface",
@@ -43,6 +45,7 @@ __all__ = [
     "Console",
     "DeviceError",
     "ExpectError",
+    "GuestMemory",
     "HostError",
     "ImageError",
     "Machine",

@@ -36,7 +36,7 @@ _ESCAPE = re.compile(
     rf"|{_STRING}(?:\x07|\x1b\\)"
     r"|[ -/]{0,16}[0-OQ-WYZ`-~])"  # others, with intermediates
 )
-_UNFINISHED = re.compile(rf"\x1b(?:\[[0-?]{{0,256}}[ -/]{{0,16}}|{_STRING}\x1b?|[ -/]*)\Z")
+_UNFINISHED = re.compile(rf"\x1b(?:\[[0-?]{{0,256}}[ -/]{{0,16}}|{_STRING}\x1b?|[ -/]{{0,16}})\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -70,8 +70,7 @@ class CommandResult(NamedTuple):
 
 
 class Console:
-    """``send_bytes(data, deadline)`` gives input to the guest and returns how much it took until
-    then; ``outcome`` tells how the guest ended, or None.
+    """A machine's console, ``vm.console``.
 
     Any thread may call; those that expect something at the same time share what comes.
     """
@@ -79,6 +78,8 @@ class Console:
     def __init__(
         self, send_bytes: Callable[[bytes, float], int], outcome: Callable[[], Outcome | None]
     ) -> None:
+        """``send_bytes(data, deadline)`` gives input to the guest and returns how much it took
+        until then; ``outcome`` tells how the guest ended, or None."""
         self._send_bytes = send_bytes
         self._outcome = outcome
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -90,7 +91,7 @@ class Console:
         self._ended = False
 
     def feed(self, data: bytes) -> None:
-        """The guest has written ``data``."""
+        """For the machine: the guest has written ``data``."""
         text = self._readable(self._decoder.decode(data))
         if text:
             with self._changed:
@@ -98,7 +99,7 @@ class Console:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """The guest will write no more."""
+        """For the machine: the guest will write no more."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()

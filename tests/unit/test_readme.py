@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.cli.run import _machine_config, run
+from pyvmm.cli.run import run
+from pyvmm.config import MachineConfig
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,7 +27,7 @@ def examples() -> list[str]:
 def test_an_example_is_understood(example: str) -> None:
     words = shlex.split(example.replace("run …", "run -k bzImage"))
     context = run.make_context("pyvmm run", words[1:])
-    _machine_config(context.params)
+    MachineConfig.parse(context.params)
 
 
 def test_there_are_examples() -> None:
