@@ -1,4 +1,4 @@
-"""The ports for developers, and pvpanic (:mod:`pyvmm.devices.debug`, :mod:`pyvmm.devices.pvpanic`)."""
+"""Ports for developers, and :mod:`pyvmm.devices.pvpanic`'s (:mod:`pyvmm.devices.debug`)."""
 
 from __future__ import annotations
 

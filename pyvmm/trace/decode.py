@@ -7,7 +7,7 @@ in their order, because what one means may depend on another before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import layout
@@ -21,8 +21,8 @@ from pyvmm.vcpu import EXIT_REASONS
 if TYPE_CHECKING:
     from pyvmm.board import Board
     from pyvmm.bus import Range
+    from pyvmm.symbols import Symbols
     from pyvmm.trace.recorder import Record
-    from pyvmm.trace.symbols import Symbols
 
 Decoder = Callable[[int, int, int, bool], tuple[str, str, str]]
 Event = dict[str, Any]
@@ -135,7 +135,7 @@ class EventDecoder:
     def _exit(self, start: int, vcpu: int, rip: int, reason: str) -> Event:
         event: Event = {"ns": start - self._start, "kind": "exit", "vcpu": vcpu, "rip": rip}
         if self._symbols is not None:
-            symbol = self._symbols.find(rip)
+            symbol = self._symbols.name(rip)
             if symbol:
                 event["symbol"] = symbol
         event["reason"] = reason
@@ -149,8 +149,9 @@ class EventDecoder:
         if size > found.max_size or offset + size > found.length:
             return self._halves(found, address, size, value, write)
         decoder = self._decoders.get(id(found.handler))
-        if decoder is None:
-            return found.name, f"+{offset:#x}", ""
+        if decoder is None:  # a device of the user's own
+            registers: Mapping[int, str] = getattr(found.handler, "registers", {})
+            return found.name, registers.get(offset, f"+{offset:#x}"), ""
         return decoder(offset, size, value, write)
 
     def _halves(
@@ -326,13 +327,11 @@ def virtio_names(board: Board) -> dict[int, str]:
 
 def pci_names(board: Board) -> dict[int, str]:
     """The names of the PCI functions, by devfn."""
-    from pyvmm.trace.pci import address_name
-
-    virtio = virtio_names(board)
-    return {
-        devfn: virtio.get(id(function), f"pci {address_name(0, devfn)}" if devfn else "host bridge")
-        for devfn, function in board.pci.functions().items()
-    }
+    names = virtio_names(board)
+    for attachment in board.user_devices:
+        names[id(getattr(attachment, "function", None))] = attachment.name
+    functions = board.pci.functions().items()
+    return {devfn: names.get(id(function), "host bridge") for devfn, function in functions}
 
 
 def wire_names(board: Board) -> dict[int, str]:
@@ -351,6 +350,10 @@ def wire_names(board: Board) -> dict[int, str]:
         if function.config[Register.INTERRUPT_PIN]:
             gsi = function.config[Register.INTERRUPT_LINE]  # by the bus, as firmware would
             owners.setdefault(gsi, []).append(names[devfn])
+    for attachment in board.user_devices:
+        number: int | None = getattr(attachment.device, "irq_number", None)
+        if number is not None:
+            owners.setdefault(number, []).append(attachment.name)
     behind_pci = {id(function) for function in functions.values()}
     in_slots = [name for key, name in virtio_names(board).items() if key not in behind_pci]
     for slot, name in zip(board.mmio_slots, in_slots, strict=True):

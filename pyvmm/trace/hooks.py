@@ -223,17 +223,17 @@ class TracedQueue:
         self._asleep = not more
         return more
 
-    def _woken(self) -> None:
+    def _woken(self, ns: int) -> None:
         """There are chains. If the driver had been asked to ring for them, it has."""
         if self._asleep:
             self._asleep = False
-            self._recorder.add((DOORBELL, monotonic_ns(), self._device, self._index))
+            self._recorder.add((DOORBELL, ns, self._device, self._index))
 
     def pop_batch(self, limit: int) -> list[Chain]:
         start = monotonic_ns()
         chains = self._pop_batch(limit)
         if chains:
-            self._woken()
+            self._woken(start)
         for chain in chains:
             fields, views = self._describe.popped(chain)
             self._note(chain.head, start, fields, views)
@@ -243,7 +243,7 @@ class TracedQueue:
         start = monotonic_ns()
         found = self._pop_buffers(limit, flag)
         if found is not None:
-            self._woken()
+            self._woken(start)
             for head, size in zip(found.heads, found.sizes, strict=True):
                 self._note(head, start, (b"", 0, size) if flag else (b"", size, 0), [])
         return found

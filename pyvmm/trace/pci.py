@@ -18,6 +18,7 @@ from pyvmm.devices.pci import (
 )
 from pyvmm.trace.names import constants, flags, single_bits
 from pyvmm.trace.power import reset_control
+from pyvmm.virtio.pci_transport import VIRTIO_VENDOR, PciCapability
 
 CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0, 1, 4
 ADDRESS_ENABLE = 1 << 31
@@ -28,7 +29,24 @@ _COMMAND = single_bits(Command)
 _STATUS = single_bits(Status)
 _CAPABILITIES = constants(CapabilityId)
 _MESSAGE_CONTROL = single_bits(MessageControl)
-_BARS = (Register.BAR_END - Register.BAR0) // 4
+
+# Names of the fields of capabilities, by their distance from the start: PCI 3.0, sections 6.7 and
+# 6.8.2; struct virtio_pci_cap (VIRTIO 1.2, 4.1.4).
+_COMMON_FIELDS = {0: "ID", 1: "next"}
+_FIELDS: dict[int, dict[int, str]] = {
+    CapabilityId.MSI_X: {2: "message control", 4: "table", 8: "PBA"},
+    CapabilityId.VENDOR_SPECIFIC: {
+        2: "cap_len",
+        3: "cfg_type",
+        4: "bar",
+        8: "offset",
+        12: "length",
+        16: "data",
+    },
+}
+_CFG_TYPE = 3
+_STRUCTURES = constants(PciCapability)
+_VIRTIO_VENDOR = VIRTIO_VENDOR.to_bytes(2, "little")
 
 
 def address_name(bus: int, devfn: int) -> str:
@@ -118,13 +136,20 @@ def _capability_register(
     if not found:
         return f"config {offset:#x}", ""
     within = offset - start
-    name = _CAPABILITIES.get(found, f"capability {found:#04x}")
-    register = f"{name}+{within}" if within else name
+    if found == CapabilityId.VENDOR_SPECIFIC and function.config[0:2] == _VIRTIO_VENDOR:
+        kind = function.config[start + _CFG_TYPE]
+        name = f"virtio {_STRUCTURES.get(kind, f'structure {kind}')}"
+    else:
+        name = _CAPABILITIES.get(found, f"capability {found:#04x}")
+    field = _COMMON_FIELDS.get(within) or _FIELDS.get(found, {}).get(within) or f"+{within}"
+    if within == 0:
+        return f"{name} {field}", _CAPABILITIES.get(value & 0xFF, "")
     if found == CapabilityId.MSI_X and offset <= start + 2 < offset + size:
         control = value >> 8 * (start + 2 - offset) & 0xFFFF
         vectors = (control & 0x7FF) + 1
-        return register, f"{vectors} vectors, {flags(_MESSAGE_CONTROL, control & ~0x7FF, 'off')}"
-    return register, ""
+        words = flags(_MESSAGE_CONTROL, control & ~0x7FF, "off")
+        return f"{name} {field}", f"{vectors} vectors, {words}"
+    return f"{name} {field}", ""
 
 
 def _capability_at(function: PciFunction, offset: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ record costs no system call. When :data:`CAPACITY` records wait, whoever adds on
 of them are written: a trace is complete, and the guest runs as fast as it can be written.
 
 Once the machine's end has come (:meth:`Recorder.release`) nobody is held for longer than
-:data:`PATIENCE` without anything being written, because a reader of a pipe may have stopped to read.
+:data:`PATIENCE` without anything being written: a pipe's reader may have stopped to read.
 """
 
 from __future__ import annotations

@@ -233,7 +233,8 @@ _TYPES: dict[int, type[Describe]] = {
 
 def describer(device: VirtioDevice) -> Describe:
     """What knows the requests of this device's type; of a type that isn't ours, their sizes."""
-    return _TYPES.get(device.device_id, Describe)()
+    ours = isinstance(device.device_id, DeviceId)
+    return _TYPES[device.device_id]() if ours else Describe()
 
 
 _SHORT_NAMES = {
@@ -250,7 +251,9 @@ def device_names(devices: Sequence[VirtioDevice]) -> list[str]:
     """What each is called in a trace: ``virtio-blk vda``, ``virtio-rng``."""
     names = []
     for device in devices:
-        kind = _SHORT_NAMES.get(device.device_id, str(int(device.device_id)))
         own = getattr(device, "name", "")
-        names.append(f"virtio-{kind} {own}" if own else f"virtio-{kind}")
+        if not isinstance(device.device_id, DeviceId):  # the user's, with a name in its place
+            names.append(str(getattr(device.device_id, "name", device.device_id)))
+        else:
+            names.append(f"virtio-{_SHORT_NAMES[device.device_id]} {own}".rstrip())
     return names

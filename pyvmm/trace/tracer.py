@@ -1,4 +1,4 @@
-"""The tracer: opens the files of a trace, puts the hooks into a machine, and writes what they note."""
+"""The tracer: opens a trace's files, puts the hooks into a machine, and writes what they note."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter
 from pyvmm.trace.decode import EventDecoder, pci_names, virtio_names
 from pyvmm.trace.recorder import Record, Recorder
 from pyvmm.trace.requests import describer
-from pyvmm.trace.symbols import Symbols
 
 if TYPE_CHECKING:
     from pyvmm.backends.character import CharacterBackend
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pyvmm.memory import GuestMemory
     from pyvmm.outcome import Outcome
     from pyvmm.peripherals import ConsoleBackends
+    from pyvmm.symbols import Symbols
     from pyvmm.vcpu import Handlers
 
 VERSION = 1
@@ -138,11 +138,15 @@ class Tracer:
     ) -> Tracer:
         """A tracer that writes all of ``configs``, of events that one of ``filters`` lets pass.
 
-        ``symbols`` is a file for :class:`~pyvmm.trace.symbols.Symbols`; ``inputs`` are files that
+        ``symbols`` is a file for :class:`~pyvmm.symbols.Symbols`; ``inputs`` are files that
         the machine needs and that are not to be written; ``say`` gets a line when a trace can't be
         written any further. Existing files stay as they are until the machine starts.
         """
-        known = Symbols.open(symbols) if symbols is not None else None
+        known = None
+        if symbols is not None:
+            from pyvmm.symbols import Symbols
+
+            known = Symbols.load(symbols)
         outputs: list[Output] = []
         try:
             for number, config in enumerate(configs):
@@ -266,6 +270,7 @@ class Tracer:
         return event["kind"] in ALWAYS or any(each.passes(event) for each in self._filters)
 
     def _sample_memory(self, events: list[dict[str, Any]]) -> None:
+        """How much the guest has now; with the time of the last event, which may lag behind."""
         now = time.monotonic_ns()
         if self._memory is None or self._memory.fd < 0 or now - self._sampled_ns < SAMPLE_NS:
             return
@@ -273,7 +278,7 @@ class Tracer:
         resident = os.fstat(self._memory.fd).st_blocks * 512
         if resident != self._resident:
             self._resident = resident
-            ns = now - self._start_ns
+            ns = events[-1]["ns"] if events else now - self._start_ns
             events.append({"ns": ns, "kind": "memory", "resident": resident})
 
     def _failed(self, error: BaseException) -> None:
