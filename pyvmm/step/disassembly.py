@@ -115,7 +115,7 @@ class Disassembler:
     def _linear(self, found: Any, memory: Any, state: CpuState) -> int:
         base = found.reg_name(memory.base) or ""
         index = found.reg_name(memory.index) or ""
-        address = memory.disp + self._register(base, found, state)
+        address: int = memory.disp + self._register(base, found, state)
         address += self._register(index, found, state) * memory.scale
         address &= (1 << 8 * found.addr_size) - 1
         segment = found.reg_name(memory.segment) or ""
@@ -123,7 +123,7 @@ class Disassembler:
             segment = "ss" if base[-2:] in ("bp", "sp") else "ds"
         if state.bits == 64:
             if segment in ("fs", "gs"):
-                address += state.system[segment]["base"]
+                address += int(state.system[segment]["base"])
             return address & (1 << 64) - 1
         return int(address + state.system[segment]["base"]) & 0xFFFF_FFFF
 

@@ -10,7 +10,7 @@ time goes on for them, and what they have to say arrives as interrupts. What mov
 * :meth:`Stepper.step` moves one vCPU; the others stand still, and so does a vCPU's own stream of
   interrupts (KVM_GUESTDBG_BLOCKIRQ), else a timer would catch each step. A halted vCPU that is
   stepped waits for its interrupt;
-* everything else lets all vCPUs run, interrupts and all, and pauses them all when one of them stops.
+* everything else lets all vCPUs run, interrupts and all, and pauses all when one of them stops.
 
 KVM single-steps by the trap flag, and breakpoints are the debug registers, of which there are four.
 The guest's own use of either is lost meanwhile. ``hlt`` is the one instruction that is carried out
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from pyvmm.bus import Bus
+from pyvmm.bus import Bus, Range
 from pyvmm.errors import GuestMemoryError, KvmError
 from pyvmm.kvm import Vcpu
 from pyvmm.kvm._kvm import lib
@@ -41,6 +41,10 @@ from pyvmm.step.disassembly import (
     stack_top,
 )
 from pyvmm.symbols import Symbols
+from pyvmm.trace.decode import EventDecoder
+from pyvmm.trace.hooks import MAX_BURST
+from pyvmm.trace.hooks import MMIO as MMIO_RECORD
+from pyvmm.trace.hooks import PIO as PIO_RECORD
 from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
 
 DEBUG_DETAIL = struct.Struct("<I4xQQQ")
@@ -66,7 +70,7 @@ ENDED = "ended"
 
 class Access(NamedTuple):
     """What the guest asked of a device, or of nobody: ``values`` has several elements after a
-    string instruction. ``offset`` is the one in the device's range."""
+    string instruction. ``register`` and ``meaning`` are in words, as in a trace."""
 
     space: str
     write: bool
@@ -74,7 +78,18 @@ class Access(NamedTuple):
     size: int
     values: tuple[int, ...]
     device: str
-    offset: int
+    register: str
+    meaning: str
+
+
+class Details(NamedTuple):
+    """An access as KVM tells of it; ``data`` is in place once the access is done."""
+
+    space: str
+    write: bool
+    address: int
+    size: int
+    data: bytes
 
 
 class MemoryWrite(NamedTuple):
@@ -129,6 +144,9 @@ class Stepper:
         self.interrupts = False
         self.waiting = False
         self._left = threading.Event()
+        self._decoder = EventDecoder(0)
+        self._decoder.attach(machine.board)
+        self._decoding = threading.Lock()
         self._accesses: list[Access] = []
         self._stops: list[tuple[VcpuThread, str]] = []
         self._stop_at_access = False
@@ -376,7 +394,7 @@ class Stepper:
             self.vcpu = 0
             return RESET
         if self._stops:
-            stopped = {thread: why for thread, why in reversed(self._stops)}
+            stopped = dict(reversed(self._stops))
             thread = self._current if self._current in stopped else self._stops[0][0]
             self.vcpu = thread.vcpu.id
             return stopped[thread]
@@ -452,24 +470,45 @@ class Stepper:
 
     def _wrap(self, thread: VcpuThread, handlers: Handlers) -> Handlers:
         """``handlers``, with an eye on what devices are asked, and an answer to debug exits."""
-        board = self.machine.board
-        page = thread.vcpu.run_page
-        wrapped = list(handlers)
+        board, page = self.machine.board, thread.vcpu.run_page
 
-        def noting(handler: Callable[[], None], note: Callable[[], Access]) -> Callable[[], None]:
+        def noting(
+            handler: Callable[[], None], details: Callable[[], Details], bus: Bus
+        ) -> Callable[[], None]:
             def handle() -> None:
+                address = details().address
+                found = bus.find(address)  # before: the access may move what lies there
                 handler()
+                access = self._explain(details(), found)
                 if self._stop_at_access and thread is self._current:
-                    self._accesses.append(note())
+                    self._accesses.append(access)
                     self._stopped(thread, EXIT)
 
             return handle
 
-        io, mmio = lib.KVM_EXIT_IO, lib.KVM_EXIT_MMIO
-        wrapped[io] = noting(handlers[io], partial(_port_access, page, board.pio))
-        wrapped[mmio] = noting(handlers[mmio], partial(_mmio_access, page, board.mmio))
+        wrapped = list(handlers)
+        for reason, details, bus in (
+            (lib.KVM_EXIT_IO, _port_details, board.pio),
+            (lib.KVM_EXIT_MMIO, _mmio_details, board.mmio),
+        ):
+            wrapped[reason] = noting(handlers[reason], partial(details, page), bus)
         wrapped[lib.KVM_EXIT_DEBUG] = partial(self._debug_exit, thread)
         return wrapped
+
+    def _explain(self, details: Details, found: Range | None) -> Access:
+        """Every access passes here, because what one means may depend on one before it."""
+        space, write, address, size, data = details
+        starts = range(0, len(data), size)
+        values = tuple(int.from_bytes(data[start : start + size], "little") for start in starts)
+        value = values[0] if len(values) == 1 else data[:MAX_BURST]
+        kind = PIO_RECORD if space == PORT else MMIO_RECORD
+        with self._decoding:
+            record = (kind, 0, 0, 0, 0, found, write, size, address, len(values), value)
+            event = next(self._decoder.events(record))
+        device = event["device"]
+        return Access(
+            space, write, address, size, values, device, event["register"], event["meaning"]
+        )
 
     def _debug_exit(self, thread: VcpuThread) -> None:
         _, _, dr6, _ = DEBUG_DETAIL.unpack_from(thread.vcpu.run_page, lib.RUN_DETAIL)
@@ -480,23 +519,16 @@ class Stepper:
         thread.pause()  # it enters KVM once more, which completes the instruction, and no further
 
 
-def _port_access(page: memoryview, bus: Bus) -> Access:
+def _port_details(page: memoryview) -> Details:
     direction, size, port, count = PIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
-    data = page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count]
-    starts = range(0, size * count, size)
-    values = tuple(int.from_bytes(data[start : start + size], "little") for start in starts)
-    return Access(PORT, bool(direction), port, size, values, *_owner(bus, port))
+    data = bytes(page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count])
+    return Details(PORT, bool(direction), port, size, data)
 
 
-def _mmio_access(page: memoryview, bus: Bus) -> Access:
+def _mmio_details(page: memoryview) -> Details:
     address, size, is_write = MMIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
-    value = int.from_bytes(page[lib.RUN_DETAIL + 8 : lib.RUN_DETAIL + 8 + size], "little")
-    return Access(MMIO, bool(is_write), address, size, (value,), *_owner(bus, address))
-
-
-def _owner(bus: Bus, address: int) -> tuple[str, int]:
-    found = bus.find(address)
-    return ("", 0) if found is None else (found.name, address - found.base)
+    start = lib.RUN_DETAIL + 8
+    return Details(MMIO, bool(is_write), address, size, bytes(page[start : start + size]))
 
 
 def _gpa(vcpu: Vcpu, address: int) -> int:
