@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pyvmm.device_config import DiskConfig, NetConfig
+    from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
 Texts = str | Sequence[str]
@@ -98,6 +99,24 @@ class VirtualCpu:
         with self._machine.at_rest():
             return self._machine.vcpus[self.number].vcpu.translate(address)
 
+    def recent_exits(self) -> list[str]:
+        """Its last exits to PyVMM since the last reset, oldest first, in the words of a crash
+        report. Also when the machine has been closed."""
+        from pyvmm.crash import exit_lines
+
+        with self._machine.at_rest():
+            board = self._machine.board
+            vcpu = self._machine.vcpus[self.number].vcpu
+            return list(exit_lines(vcpu, board.pio, board.mmio))
+
+    def whereabouts(self) -> list[str]:
+        """Where it is: at which instruction, whether it is halted, and what it did last."""
+        from pyvmm.crash import whereabouts
+
+        with self._machine.at_rest():
+            board = self._machine.board
+            return list(whereabouts(self._machine.vcpus[self.number].vcpu, board.pio, board.mmio))
+
 
 class Machine:
     """A virtual machine with a kernel in it. The arguments are the options of ``pyvmm run``, and
@@ -111,7 +130,7 @@ class Machine:
     guest doesn't run before :meth:`resume`.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
-    won't do. ``with`` starts the guest, and releases everything at the end;
+    won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
     :meth:`start` and :meth:`close` do so without.
     """
 
@@ -131,6 +150,7 @@ class Machine:
         rng: str | bool | None = None,
         balloon: str | bool | None = None,
         vsock: str | None = None,
+        devices: Sequence[str | UserDevice] = (),
         console: str = "serial",
         serial: Sequence[str] = (),
         ports: Sequence[str] = (),
@@ -161,6 +181,7 @@ class Machine:
                 "rng": _switch(rng),
                 "balloon": _switch(balloon),
                 "vsock": vsock,
+                "devices": tuple(devices),
                 "console": "stdio" if virtio else None,
                 "serial": tuple(serial) if virtio else ("stdio", *serial),
                 "ports": tuple(ports),
@@ -224,7 +245,8 @@ class Machine:
         return self._outcome
 
     def __enter__(self) -> Self:
-        self.start()
+        if self._minder is None or self._closed:
+            self.start()
         return self
 
     def __exit__(

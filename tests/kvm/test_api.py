@@ -319,3 +319,48 @@ def test_the_import_costs_the_command_line_nothing() -> None:
     assert "Machine" in pyvmm.__all__
     with pytest.raises(AttributeError):
         pyvmm.no_such_name  # noqa: B018
+
+
+class Doubler(pyvmm.PioDevice):
+    """Reads as twice what was written."""
+
+    length = 1
+
+    def __init__(self, *, fails: bool = False, **place: int) -> None:
+        super().__init__(**place)
+        self.value, self.fails = 0, fails
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if self.fails:
+            raise RuntimeError("no more")
+        self.value = 2 * value
+
+    def read(self, offset: int, size: int) -> int:
+        return self.value
+
+
+DOUBLES = """
+    mov dx, 0x510
+    mov al, 21
+    out dx, al
+    in al, dx
+    mov dx, 0xf4
+    out dx, al
+    hlt
+"""
+
+
+def test_a_device_of_the_programs(flat: Callable[[str], dict[str, str]]) -> None:
+    device = Doubler(base=0x510)
+    with pyvmm.Machine(**flat(DOUBLES), devices=[device], debug_exit=True) as vm:
+        assert vm.wait(LONG).value == 42
+    assert device.value == 42
+
+
+def test_a_device_that_fails(flat: Callable[[str], dict[str, str]]) -> None:
+    device = Doubler(base=0x510, fails=True)
+    with pyvmm.Machine(**flat(DOUBLES), devices=[device], debug_exit=True) as vm:
+        with pytest.raises(pyvmm.DeviceError, match="no more"):
+            vm.wait(LONG)
+        assert vm.outcome is not None
+        assert vm.outcome.reason is pyvmm.Reason.ERROR
