@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GIB, KIB, MIB
@@ -25,6 +25,9 @@ from pyvmm.options import (
     parse_switch,
     parse_transport,
 )
+
+if TYPE_CHECKING:
+    from pyvmm.fault_config import DiskFaults, NetFaults
 
 MAX_CONSOLE_PORTS = 15
 MIN_VSOCK_CID, MAX_VSOCK_CID = 3, 0xFFFF_FFFE
@@ -44,13 +47,15 @@ class DiskConfig:
     """A virtio-blk disk backed by a raw image file or a block device at ``path``.
 
     ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
-    ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's.
+    ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's; ``faults`` are to be
+    injected.
     """
 
     path: str
     readonly: bool = False
     serial: str = ""
     transport: str = ""
+    faults: DiskFaults | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -63,11 +68,20 @@ class DiskConfig:
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
-        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio]``."""
+        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio]``, and the faults' options
+        (:mod:`pyvmm.fault_config`)."""
         known = {"readonly": _SWITCH, "serial": "TEXT", "transport": _TRANSPORT}
+        faults = None
+        if _names_one_of(text, ("error=", "latency=", "seed=")):
+            from pyvmm.fault_config import DISK_FAULT_OPTIONS, DiskFaults
+
+            known |= DISK_FAULT_OPTIONS
+            path, _ = parse_sub_options(text, "--disk", known)
+            faults = DiskFaults.parse(text, f"--disk {path}")
         path, options = parse_sub_options(text, "--disk", known)
         readonly = parse_switch(options.get("readonly", "off"), f"--disk {path},readonly")
-        return cls(path, readonly, options.get("serial", ""), options.get("transport", ""))
+        transport = options.get("transport", "")
+        return cls(path, readonly, options.get("serial", ""), transport, faults)
 
 
 class RngConfig(NamedTuple):
@@ -135,7 +149,7 @@ class NetConfig(NamedTuple):
 
     ``mac`` is its address (``52:54:00:12:34:56``), or nothing for one made from the machine's name
     and the tap's. ``mtu`` is what the guest is told, and what a tap that is made here gets; 0 is
-    the usual. ``queues`` is the number of pairs of queues.
+    the usual. ``queues`` is the number of pairs of queues; ``faults`` are to be injected.
     """
 
     ifname: str = ""
@@ -144,10 +158,12 @@ class NetConfig(NamedTuple):
     mtu: int = 0
     queues: int = 1
     transport: str = ""
+    faults: NetFaults | None = None
 
     @classmethod
     def parse(cls, text: str) -> NetConfig:
-        """From ``TAP[,…]``, ``tap,ifname=TAP[,…]`` or ``fd=N[:N…][,…]``."""
+        """From ``TAP[,…]``, ``tap,ifname=TAP[,…]`` or ``fd=N[:N…][,…]``; the faults' options are
+        in :mod:`pyvmm.fault_config`."""
         known = {
             "ifname": "TAP",
             "mac": "ADDRESS",
@@ -155,6 +171,13 @@ class NetConfig(NamedTuple):
             "queues": "N",
             "transport": _TRANSPORT,
         }
+        faults = None
+        if _names_one_of(text, ("drop=", "duplicate=", "corrupt=", "delay=", "seed=")):
+            from pyvmm.fault_config import NET_FAULT_OPTIONS, NetFaults
+
+            known |= NET_FAULT_OPTIONS
+            source, _ = parse_sub_options(text, "--net", known)
+            faults = NetFaults.parse(text, f"--net {source}")
         source, options = parse_sub_options(text, "--net", known)
         ifname = options.pop("ifname", "") if source == "tap" else source
         fds: tuple[int, ...] = ()
@@ -183,7 +206,7 @@ class NetConfig(NamedTuple):
         if "mtu" in options:
             mtu = parse_number(options["mtu"], MIN_MTU, MAX_MTU, f"--net {source},mtu")
         transport = parse_transport(options.get("transport", ""), f"--net {source},transport")
-        return cls(ifname, fds, mac, mtu, queues, transport)
+        return cls(ifname, fds, mac, mtu, queues, transport, faults)
 
 
 class PortConfig(NamedTuple):
@@ -255,6 +278,10 @@ class VsockConfig(NamedTuple):
         cid = parse_number(options["cid"], low, high, "--vsock cid")
         transport = parse_transport(options.get("transport", ""), "--vsock transport")
         return cls(cid, options["path"], transport)
+
+
+def _names_one_of(text: str, keys: tuple[str, ...]) -> bool:
+    return any(item.startswith(keys) for item in text.split(",")[1:])
 
 
 def _is_interface_name(name: str) -> bool:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.board import Board
 from pyvmm.config import MachineConfig
+from pyvmm.errors import GuestFaults
 
 if TYPE_CHECKING:
     from pyvmm.backends.character import CharacterBackend
     from pyvmm.backends.disk import DiskImage
+    from pyvmm.backends.faulty_disk import FaultyImage
+    from pyvmm.backends.faulty_tap import FaultyTap
     from pyvmm.backends.tap import Tap
     from pyvmm.backends.unix_socket import UnixListener
     from pyvmm.device_config import (
@@ -52,6 +55,7 @@ class Peripherals:
 
     def __init__(self, config: MachineConfig, resources: ExitStack) -> None:
         self._config = config
+        self._resources = resources
         self._images = [_open_image(disk, resources) for disk in config.disks]
         self._taps = [_open_tap(net, resources) for net in config.nets]
         self._listener = None if config.vsock is None else _open_vsock(config.vsock, resources)
@@ -64,7 +68,7 @@ class Peripherals:
         guest numbers them."""
         config = self._config
         for index, (disk, image) in enumerate(zip(config.disks, self._images, strict=True)):
-            _plug_disk(disk, index, image, board)
+            self._plug_disk(disk, index, image, board)
         for net, tap in zip(config.nets, self._taps, strict=True):
             self._plug_net(net, tap, board)
         if config.rng is not None:
@@ -76,7 +80,40 @@ class Peripherals:
         if config.vsock is not None and self._listener is not None:
             _plug_vsock(config.vsock, self._listener, board)
 
-    def _plug_net(self, config: NetConfig, tap: Tap, board: Board) -> None:
+    def _plug_disk(self, config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
+        from pyvmm.virtio.blk import BlockDevice
+
+        wiring, faults = board.wiring, config.faults
+
+        def io_failed(error: OSError) -> None:
+            wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
+
+        name, failed = f"vd{chr(ord('a') + index)}", board.requests.failed
+        device: BlockDevice
+        if faults is not None:
+            from pyvmm.backends.faulty_disk import FaultyImage
+
+            image = faulty = FaultyImage(image, faults)
+            self._resources.callback(_sum_up, faulty, wiring.faults)
+        if faults is not None and faults.latency_ns:
+            from pyvmm.virtio.slow_blk import SlowBlockDevice
+
+            device = SlowBlockDevice(
+                image,
+                config.serial,
+                latency_ns=faults.latency_ns,
+                name=name,
+                on_io_error=io_failed,
+                on_error=failed,
+            )
+        else:
+            device = BlockDevice(
+                image, config.serial, name=name, on_io_error=io_failed, on_error=failed
+            )
+        board.plug(device, config.transport)
+
+    def _plug_net(self, config: NetConfig, tap: Tap | FaultyTap, board: Board) -> None:
+        from pyvmm.backends.tap import Tap
         from pyvmm.virtio.net import NetDevice, made_up_mac
 
         index = len(self.nets)
@@ -93,6 +130,9 @@ class Peripherals:
             name=f"net{index}",
             on_error=board.requests.failed,
         )
+        if not isinstance(tap, Tap):
+            tap.start(device.send_failed, board.requests.failed)
+            self._resources.callback(_sum_up, tap, board.wiring.faults)
         self.nets.append(device)
         board.plug(device, config.transport)
 
@@ -136,15 +176,27 @@ def _open_image(config: DiskConfig, resources: ExitStack) -> DiskImage:
     return image
 
 
-def _open_tap(config: NetConfig, resources: ExitStack) -> Tap:
+def _open_tap(config: NetConfig, resources: ExitStack) -> Tap | FaultyTap:
     from pyvmm.backends.tap import Tap
 
+    tap: Tap | FaultyTap
     if config.fds:
         tap = Tap.inherit(config.fds)
     else:
         tap = Tap.open(config.ifname, queues=config.queues, mtu=config.mtu)
     resources.callback(tap.close)
+    if config.faults is not None:
+        from pyvmm.backends.faulty_tap import FaultyTap
+
+        tap = FaultyTap(tap, config.faults)
+        resources.callback(tap.close)
     return tap
+
+
+def _sum_up(source: FaultyImage | FaultyTap, faults: GuestFaults) -> None:
+    """Say at the end what was done on purpose."""
+    if source.used:
+        faults.tell(source.summary())
 
 
 def _open_vsock(config: VsockConfig, resources: ExitStack) -> UnixListener:
@@ -153,24 +205,6 @@ def _open_vsock(config: VsockConfig, resources: ExitStack) -> UnixListener:
     listener = UnixListener(config.path, "--vsock", backlog=128)
     resources.callback(listener.close)
     return listener
-
-
-def _plug_disk(config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
-    from pyvmm.virtio.blk import BlockDevice
-
-    wiring = board.wiring
-
-    def io_failed(error: OSError) -> None:
-        wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
-
-    device = BlockDevice(
-        image,
-        config.serial,
-        name=f"vd{chr(ord('a') + index)}",
-        on_io_error=io_failed,
-        on_error=board.requests.failed,
-    )
-    board.plug(device, config.transport)
 
 
 def _plug_rng(config: RngConfig, board: Board) -> None:

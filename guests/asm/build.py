@@ -62,6 +62,7 @@ GUESTS = {
     "reboots": (LONG, "reboots.c trampoline.S"),
     "hostile": (LONG, "hostile.c"),
     "hostile_virtio": (LONG, "hostile_virtio.c virtio.c"),
+    "sectors": (LONG, "sectors.c virtio.c"),
     "thermometer": (LONG, "thermometer.c"),
     "stopwatch": (LONG, "stopwatch.c"),
     "checksum": (LONG, "checksum.c"),

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pyvmm.config import DEFAULT_MEMORY, ENTRIES, ON_REBOOT, MachineConfig
+from pyvmm.errors import ConfigError
 from pyvmm.options import TRANSPORTS, format_size, parse_seconds
 from pyvmm.supervisor import Supervisor
 from pyvmm.verdict import Expectations, compile_patterns
@@ -25,17 +26,20 @@ FILE = click.Path(readable=False)
     "disks",
     type=FILE,
     multiple=True,
-    metavar="FILE[,readonly=on][,serial=TEXT][,transport=…]",
-    help="Raw image or block device, as /dev/vda; again for vdb and on.",
+    metavar="FILE[,readonly=on][,serial=TEXT][,error=…][,latency=TIME][,seed=N][,transport=…]",
+    help="Raw image or block device, as /dev/vda; again for vdb and on. error=eio@sector=2048..4096,"
+    " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
 )
 @click.option(
     "-n",
     "--net",
     "nets",
     multiple=True,
-    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,transport=…]",
+    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,duplicate=N%]"
+    "[,corrupt=N%][,delay=TIME][,seed=N][,transport=…]",
     help="A network card on the tap interface TAP, which is made if there is none and you may; or"
-    " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on.",
+    " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on."
+    " drop=1%, drop=1%@rx and so on are faults to inject (docs/faults.md).",
 )
 @click.option(
     "--name",
@@ -169,11 +173,41 @@ FILE = click.Path(readable=False)
     help="Tell the guest of virtio-mmio devices on its command line (virtio_mmio.device=…), not by"
     " ACPI: for a Linux with VIRTIO_MMIO_CMDLINE_DEVICES, which Debian's are built without.",
 )
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    metavar="FILE[,format=text|jsonl|perfetto]",
+    help="Write down every exit, interrupt and disk or network request as it happens: as text, in"
+    " FILE.jsonl as JSON lines, in FILE.json for ui.perfetto.dev. With - to standard output, and"
+    " COM1 goes to null, unless --serial says otherwise. May be repeated.",
+)
+@click.option(
+    "--trace-filter",
+    "trace_filters",
+    multiple=True,
+    metavar="[device=TEXT][,kind=KIND][,vcpu=N][,address=FROM[-TO]]",
+    help="Trace only what all of this is true of, such as device=serial,kind=exit; again for"
+    " something else as well.",
+)
+@click.option(
+    "--symbols",
+    type=FILE,
+    metavar="FILE",
+    help="The kernel's vmlinux or System.map, for names of functions in a trace or with --step."
+    " Linux needs 'nokaslr' then.",
+)
 @click.option("--debug-console", is_flag=True, help="Add a debug console at port 0xE9.")
 @click.option(
     "--debug-exit",
     is_flag=True,
     help="Add a debug exit port at 0xF4: writing v there ends with status 2v + 1.",
+)
+@click.option(
+    "--step",
+    is_flag=True,
+    help="Run the guest by hand: a prompt to step instruction by instruction, or from exit to exit,"
+    " and to look at registers, code and memory. For small guests; h there lists the commands.",
 )
 def run(**options: Any) -> None:
     """Run a kernel in a virtual machine, with the guest's serial port on this terminal.
@@ -209,6 +243,7 @@ def run(**options: Any) -> None:
            didn't power off by itself)
       2v+1 the guest wrote v to the debug exit port
     """
+    traces = _parse_traces(options)
     config = MachineConfig.parse(options)
     timeout, expect = options["timeout"], options["expect"]
     expectations = Expectations(
@@ -217,6 +252,38 @@ def run(**options: Any) -> None:
         fail_on=compile_patterns("--fail-on", options["fail_on"]),
     )
     supervisor = Supervisor(config, expectations)
+    if options["step"]:
+        from pyvmm.step.prompt import Prompt  # here, because few runs want it
+
+        supervisor.use_prompt(Prompt(options["kernel"], options.get("symbols")))
+    if traces:
+        from pyvmm.trace.tracer import Tracer  # likewise
+
+        inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
+        supervisor.use_tracer(
+            Tracer.open(*traces, symbols=options["symbols"], inputs=inputs, say=supervisor.say)
+        )
     outcome = supervisor.run()
     supervisor.report(outcome)
     click.get_current_context().exit(outcome.status)
+
+
+def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
+    """The traces and their filters, if any are wanted. One to standard output takes the place of
+    the serial port that would go there."""
+    if not options["traces"]:
+        if options["trace_filters"]:
+            raise ConfigError("--trace-filter: there is nothing to filter", "add --trace FILE")
+        if options["symbols"] is not None and not options["step"]:
+            raise ConfigError("--symbols is for --trace and --step, and neither is there")
+        return ()
+    from pyvmm.trace.config import (
+        STDOUT,
+        TraceConfig,
+        TraceFilter,
+    )  # here, because few runs want it
+
+    traces = [TraceConfig.parse(text) for text in options["traces"]]
+    if not options["serial"] and any(trace.path == STDOUT for trace in traces):
+        options["serial"] = ("null",)
+    return traces, [TraceFilter.parse(text) for text in options["trace_filters"]]

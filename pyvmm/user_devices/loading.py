@@ -210,4 +210,4 @@ def _convert(text: str, parameter: inspect.Parameter, label: str) -> Any:
             return text
         except (ValueError, TypeError, PyvmmError):
             continue
-    raise ConfigError(f"{label}: {text!r} is not {_kind(parameter)}")
+    raise ConfigError(f"{label}: {text!r} is not understood", f"it takes {_kind(parameter)}")
