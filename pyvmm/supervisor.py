@@ -11,9 +11,12 @@ import gc
 import os
 import signal
 import sys
+from _thread import start_new_thread
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pyvmm.backends.streams import StreamBackend
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
@@ -25,6 +28,13 @@ from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome, Reason
 from pyvmm.verdict import Expectations, Verdict
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.record import Record
+    from pyvmm.step.prompt import Prompt
+    from pyvmm.trace.tracer import Tracer
+
 FLUSH_SECONDS = 1.0
 """How long a reader of the console may take to fetch the last lines."""
 
@@ -33,6 +43,9 @@ SHUTDOWN_SECONDS = 10.0
 
 LAST_WORDS_SECONDS = 0.1
 """How long a reset waits for the console's reader to see what the guest said before."""
+
+ABANDON_SECONDS = 1.0
+"""How long a second signal waits for the result files to be written."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -49,18 +62,38 @@ class Interrupted(BaseException):
 class Supervisor:
     """One run of one machine. Use from the main thread, once: :meth:`run`."""
 
-    def __init__(self, config: MachineConfig, expectations: Expectations) -> None:
-        self._config = config
+    def __init__(
+        self, config: MachineConfig, expectations: Expectations, record: Record | None = None
+    ) -> None:
+        self.config = config
+        self._record = record
+        self.faults = GuestFaults(self.say)
+        self.on_abandon: Callable[[Outcome], None] | None = None
+        """Called, on a thread of its own, when a second signal ends the process on the spot."""
         self._expectations = expectations
-        self._terminal = RawMode(sys.stdin.fileno()) if sys.stdin is not None else RawMode(-1)
+        console = "" if config.console is None else config.console.place
+        # Who has no console there keeps the terminal as it is, with a Ctrl-C that works.
+        wanted = "stdio" in (*config.serial, console) and sys.stdin is not None
+        self._terminal = RawMode(sys.stdin.fileno() if wanted else -1)
         self._loop = EventLoop()
         self._consoles: Consoles | None = None
-        self._verdict = Verdict(expectations, self._loop, self._end)
+        self.verdict = Verdict(expectations, self._loop, self._end)
         self._at_line_start = True
         self._machine: Machine | None = None
         self._graceful = False  # the next SIGTERM is for the guest
         self._interrupted = False
         self._ending = False
+        self._prompt: Prompt | None = None
+        self._tracer: Tracer | None = None
+
+    def use_prompt(self, prompt: Prompt) -> None:
+        """Let the terminal be ``prompt``'s, and its user move the guest; before :meth:`run`."""
+        self._prompt = prompt
+        self._terminal = RawMode(-1)
+
+    def use_tracer(self, tracer: Tracer) -> None:
+        """Have ``tracer`` record the run, and close it with the verdict; before :meth:`run`."""
+        self._tracer = tracer
 
     def run(self) -> Outcome:
         """Build the machine, run it to its end, and return the verdict.
@@ -68,6 +101,7 @@ class Supervisor:
         Raises :class:`~pyvmm.errors.PyvmmError` if it can't be started. An exception on one of
         the machine's threads is raised here. The terminal is restored in all cases.
         """
+        outcome = None
         try:
             with self._signals():
                 try:
@@ -76,26 +110,32 @@ class Supervisor:
                     self._close_consoles(0)
                     raise
                 self._machine.before_reset = self._before_reset
+                self._machine.on_panic = self.verdict.pvpanic
                 with self._terminal:
-                    return self._supervise(self._machine)
+                    outcome = self._supervise(self._machine)
         except Interrupted as interrupt:
-            return Outcome(Reason.INTERRUPTED, value=interrupt.number)
+            outcome = Outcome(Reason.INTERRUPTED, value=interrupt.number)
+        finally:
+            if self._tracer is not None:
+                self._tracer.close(outcome)
+        return outcome
 
     def _build(self) -> Machine:
         """The machine, with all its consoles."""
         consoles = self._consoles = Consoles(
-            self._config,
+            self.config,
             self._loop,
-            watch=lambda _: self._verdict.watch().feed,
+            watch=self._watch,
             open_stdio=self._open_stdio,
             say=self.say,
         )
         return Machine(
-            self._config,
+            self.config,
             consoles.serial,
             virtio_console=consoles.virtio(self._terminal_size()),
             loop=self._loop,
-            faults=GuestFaults(self.say),
+            faults=self.faults,
+            tracer=self._tracer,
         )
 
     def _supervise(self, machine: Machine) -> Outcome:
@@ -103,10 +143,18 @@ class Supervisor:
         gc.enable()
         try:
             with _signals_blocked():
+                if self._record is not None:
+                    self._record.start()
                 if self._consoles is not None:
                     self._consoles.start()
-                machine.start()
-            self._await_end(machine)
+                if self._prompt is None:
+                    machine.start()
+                else:
+                    self._prompt.attach(machine, self._flush_consoles)
+            if self._prompt is None:
+                self._await_end(machine)
+            else:
+                self._prompt.run(self._expectations.timeout)
         except Interrupted as interrupt:
             name = signal.Signals(interrupt.number).name
             machine.end(Reason.INTERRUPTED, f"by {name}", value=interrupt.number)
@@ -120,11 +168,25 @@ class Supervisor:
         self._terminal.restore()
         if not self._at_line_start and _share_a_screen(1, 2):
             _print_to_stderr("")
-        return self._verdict.on(outcome)
+        return self.verdict.on(outcome)
+
+    def _watch(self, name: str) -> OnOutput:
+        """What sees the output of the console ``name``."""
+        if self._record is None:
+            return self.verdict.watch().feed
+        from pyvmm.record import LAST_LINES
+
+        return self._record.watch(name, self.verdict.watch(LAST_LINES))
+
+    def _flush_consoles(self, timeout: float) -> None:
+        if self._consoles is not None:
+            self._consoles.flush(timeout)
 
     def _close_consoles(self, timeout: float) -> None:
         if self._consoles is not None:
             self._consoles.close(timeout)
+        if self._record is not None:
+            self._record.close()
 
     def _await_end(self, machine: Machine) -> None:
         try:
@@ -156,10 +218,9 @@ class Supervisor:
 
     def _before_reset(self) -> None:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""
-        if self._consoles is not None:
-            self._consoles.flush(LAST_WORDS_SECONDS)
-        if self._verdict.panicked:
-            self._verdict.panic_over()
+        self._flush_consoles(LAST_WORDS_SECONDS)
+        if self.verdict.panicked or self.verdict.decided:
+            self.verdict.panic_over()
 
     def say(self, line: str) -> None:
         """A line of our own on stderr."""
@@ -185,6 +246,7 @@ class Supervisor:
         def handle(number: int, _: FrameType | None) -> None:
             if self._interrupted:
                 self._terminal.restore()
+                self._abandon(number)
                 os._exit(128 + number)
             self._interrupted = number != signal.SIGTERM or not self._graceful
             self._graceful = False
@@ -200,6 +262,28 @@ class Supervisor:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
+    def _abandon(self, number: int) -> None:
+        """Say how it went, if that goes without delay. Not on this thread, because it may hold a
+        lock, having been interrupted anywhere."""
+        on_abandon = self.on_abandon
+        if on_abandon is None:
+            return
+        seconds = 0.0 if self._machine is None else self._machine.seconds
+        name = signal.Signals(number).name
+        outcome = Outcome(Reason.INTERRUPTED, f"by {name}", number, seconds)
+        done = []
+
+        def tell() -> None:
+            try:
+                on_abandon(outcome)
+            finally:
+                done.append(True)
+
+        start_new_thread(tell, ())
+        deadline = monotonic() + ABANDON_SECONDS
+        while not done and monotonic() < deadline:
+            sleep(0.01)
+
     def _resumed(self, number: int, _: FrameType | None) -> None:
         self._terminal.resume()
         self._resized(number, _)  # a window may change while we aren't in the foreground
@@ -211,13 +295,15 @@ class Supervisor:
 
     def _terminal_size(self) -> tuple[int, int] | None:
         """Columns and rows of the terminal that the virtio console is on; None if it isn't."""
-        if self._config.console is not None and self._config.console.place == "stdio":
+        if self.config.console is not None and self.config.console.place == "stdio":
             for fd in (0, 1):
                 with suppress(OSError):
                     return os.get_terminal_size(fd)
         return None
 
     def _open_stdio(self, feed: OnOutput | None) -> StreamBackend:
+        if self._prompt is not None:
+            return self._prompt.open_console(self._loop, feed)
         keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
         # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
         input_fd = None if os.isatty(0) and keys is None else 0

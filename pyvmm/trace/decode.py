@@ -351,9 +351,9 @@ def wire_names(board: Board) -> dict[int, str]:
             gsi = function.config[Register.INTERRUPT_LINE]  # by the bus, as firmware would
             owners.setdefault(gsi, []).append(names[devfn])
     for attachment in board.user_devices:
-        number: int | None = getattr(attachment.device, "irq_number", None)
-        if number is not None:
-            owners.setdefault(number, []).append(attachment.name)
+        irq = getattr(attachment.device, "irq_number", None)
+        if irq is not None:
+            owners.setdefault(irq, []).append(attachment.name)
     behind_pci = {id(function) for function in functions.values()}
     in_slots = [name for key, name in virtio_names(board).items() if key not in behind_pci]
     for slot, name in zip(board.mmio_slots, in_slots, strict=True):
