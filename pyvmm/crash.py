@@ -91,7 +91,7 @@ def state(
 ) -> dict[str, Any]:
     """The same as plain values, for programs: what ``pyvmm run --json`` tells of a vCPU that was
     stopped, or that had ``crash``. After its thread has ended, or on it."""
-    exits = [_exit_line(record, pio, mmio) for record in vcpu.recent_exits()]
+    exits = list(exit_lines(vcpu, pio, mmio))
     found: dict[str, Any] = {
         "id": vcpu.id,
         "crash": None if crash is None else crash.summary,
@@ -114,6 +114,12 @@ def state(
         "registers": None if lost else regs | {name: sregs[name] for name in names},
         "code": code and {"before": code[0].hex(), "at_rip": code[1].hex()},
     }
+
+
+def exit_lines(vcpu: Vcpu, pio: Bus, mmio: Bus) -> Iterator[str]:
+    """The last exits, oldest first, a line each. While its thread is at rest, or after its end."""
+    for record in vcpu.recent_exits():
+        yield _exit_line(record, pio, mmio)
 
 
 def _registers(regs: dict[str, int]) -> Iterator[str]:

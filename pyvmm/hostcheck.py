@@ -97,6 +97,15 @@ def runs_linux(findings: list[Finding]) -> bool:
     return runs_guests(findings) and host_has_hardware_kvm()
 
 
+def obstacle(findings: list[Finding], *, linux: bool) -> str:
+    """Why guests (with ``linux``, stock Linux kernels) don't run on this host, and what to do, in
+    one line; empty if they do."""
+    reasons = [finding for finding in findings if finding.level == "fail"]
+    if linux and not reasons and not runs_linux(findings):
+        reasons = [_kind()]
+    return "; ".join(f"{r.detail} ({r.fix})" if r.fix else r.detail for r in reasons)
+
+
 def _device() -> Iterator[Finding]:
     try:
         status = os.stat(DEVICE)

@@ -48,6 +48,16 @@ def describe(path: str | os.PathLike[str]) -> Description:
         return facts
 
 
+def is_linux(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is a Linux kernel: any bzImage (a few other programs come in its clothes),
+    or an ELF file with Linux's banner. ImageError if it can't be read."""
+    with ImageFile(path) as image:
+        image_kind = kind.kind_of(image)
+        if image_kind is kind.ELF:
+            return bool(_linux_version(ElfImage(image)))
+        return image_kind is kind.BZIMAGE
+
+
 def _describe_bzimage(kernel: BzImage, facts: Description) -> None:
     header = kernel.header
     facts |= {
