@@ -7,7 +7,7 @@ PYTEST := $(VENV)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo shell debian test lint format unit kvm lab linux guests bench clean
+.PHONY: help setup demo shell debian test lint format unit kvm lab browser linux guests bench soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,7 +37,7 @@ shell: setup  ## the same guest, interactive
 debian: setup  ## all of Debian, interactive: systemd, and a network if you are root
 	@$(VENV)/python -m guests.demo --debian
 
-test: lint unit kvm lab linux  ## all that follows, down to linux
+test: lint unit kvm lab browser linux  ## all that follows, down to linux
 	@echo "make test: all passed"
 
 lint: setup  ## style and types
@@ -54,6 +54,10 @@ kvm: setup  ## tests with guests of our own
 
 lab: setup  ## tests of the lab itself
 	$(PYTEST) tests/lab
+
+browser: setup  ## tests of the report in headless Chromium, which is installed for it
+	@$(PYTHON) -m guests.debian chromium
+	$(PYTEST) --hypothesis-profile repeatable tests/browser
 
 linux: setup guests  ## tests with Linux guests, in the lab where this host can't run them
 # A lab for every few files: one that stands still doesn't take all others with it (--attempts).
@@ -75,6 +79,9 @@ guests: setup  ## build the Linux guests without running them
 
 bench: setup  ## measure
 	$(LAB) --needs kvm -- $(VENV)/python -m tests.bench
+
+soak: setup  ## Debian under load for half an hour; make soak SOAK=--full for hours
+	$(VENV)/python -m tests.soak $(SOAK)
 
 format: setup  ## put the code into its form
 	$(VENV)/ruff check --fix .

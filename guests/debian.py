@@ -56,7 +56,9 @@ NEEDS: dict[str, tuple[Callable[[], bool], list[str]]] = {
     "ssh": (_command("ssh"), ["openssh-client"]),
     "ip": (_command("ip"), ["iproute2"]),
     "nft": (_command("nft"), ["nftables"]),
+    "iperf3": (_command("iperf3"), ["iperf3"]),
     "iasl": (_command("iasl"), ["acpica-tools"]),
+    "chromium": (_command("chromium"), ["chromium", "fonts-dejavu-core"]),
     "qemu-system-x86_64": (_command("qemu-system-x86_64"), ["qemu-system-x86"]),
     "virtiofsd": (VIRTIOFSD.is_file, ["qemu-system-common"]),
 }

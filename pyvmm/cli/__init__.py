@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "run": "Run a kernel in a virtual machine.",
     "check": "Say what this host can do, and how to fix what it can't.",
     "inspect": "Say what a kernel image is and how it would be booted.",
+    "report": "Make a page of charts from a trace.",
 }
 
 STATUS_ERROR, STATUS_USAGE, STATUS_INTERRUPTED = 1, 2, 130
