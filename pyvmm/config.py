@@ -6,6 +6,7 @@ devices' records are in :mod:`pyvmm.device_config`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,6 +125,8 @@ PLAIN_MEMORY = MemoryBacking()
 class MachineConfig:
     """Everything that :class:`~pyvmm.machine.Machine` needs to know.
 
+    Without a ``kernel`` it starts at the reset vector of ``firmware``, by default its own BIOS.
+
     ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`);
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``,
     ``unix:PATH``); the virtio devices' records are those of :mod:`pyvmm.device_config`. ``entry``
@@ -134,7 +137,8 @@ class MachineConfig:
     if it is empty, the kernel's file name does.
     """
 
-    kernel: str
+    kernel: str | None = None
+    firmware: str | None = None
     initrd: str | None = None
     command_line: str = DEFAULT_COMMAND_LINE
     memory_size: int = DEFAULT_MEMORY
@@ -185,8 +189,12 @@ class MachineConfig:
         return cls(**fields)
 
     def __post_init__(self) -> None:
-        if not self.kernel:
+        if self.kernel == "":
             raise ConfigError("--kernel: the path is empty")
+        if self.firmware == "":
+            raise ConfigError("--firmware: the path is empty")
+        if self.kernel is None and not self.disks and not self.firmware:
+            raise ConfigError("nothing to run: --kernel, --disk or --firmware says what")
         if self.initrd == "":
             raise ConfigError("--initrd: the path is empty")
         if "\0" in self.command_line:
@@ -268,6 +276,12 @@ class MachineConfig:
             parse_place(place, option)
             if place not in ("null", "pty") and places.count(place) > 1:
                 raise ConfigError(f"{option}: {place} can't serve two ports")
+
+    @property
+    def boots(self) -> str:
+        """The name of the file that the guest starts from: kernel, first disk or firmware."""
+        disk = self.disks[0].path if self.disks else ""
+        return os.path.basename(self.kernel or disk or self.firmware or "")
 
     @property
     def mmio_devices(self) -> int:

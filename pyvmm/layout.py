@@ -12,6 +12,7 @@ test suites already look there. Guest-physical memory, lowest first::
     0xE800_0000  virtio-mmio
     0xFEC0_0000  IOAPIC; LAPIC at 0xFEE0_0000
     0xFFFB_C000  KVM's identity-map page and TSS
+    0xFFFC_0000  firmware, up to 4 GiB; its end appears in RAM below 1 MiB as well
     0x1_0000_0000  RAM beyond 3 GiB
 """
 
@@ -43,6 +44,10 @@ IOAPIC = 0xFEC0_0000
 LOCAL_APIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000
 KVM_TSS = 0xFFFB_D000
+ROM_END = 0x1_0000_0000
+ROM_MAX_SIZE = 0x4_0000
+ROM_SHADOW_SIZE = 0x4_0000
+"""How much of a ROM real-mode code can see, from 0xC0000 on."""
 
 # Ports.
 PIT_PORTS = 0x40

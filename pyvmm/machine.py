@@ -47,6 +47,7 @@ from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, ent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.boot.firmware import Rom
     from pyvmm.trace.tracer import Tracer
 
 
@@ -103,6 +104,7 @@ class Machine:
         self._lifecycle = threading.RLock()  # held while vCPUs are started, and waited for
         self._started = False
         self._paused = False
+        self._rom: Rom | None = None
         self._reset_wanted = False
         self._reboots = 0
         self._ended = threading.Event()
@@ -162,6 +164,11 @@ class Machine:
     def _load_guest(self) -> EntryState:
         """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
         config = self.config
+        if config.kernel is None:
+            from pyvmm.boot import firmware
+
+            self._rom = firmware.load(config.firmware or firmware.own_bios(), self.memory)
+            return EntryState.reset_vector()
         slots = [layout.virtio_mmio_slot(number) for number in range(config.mmio_devices)]
         tables = acpi.build(
             cpus=config.cpus,
@@ -228,6 +235,9 @@ class Machine:
         # Memory first: after KVM_CREATE_IRQCHIP the first slot waits 7 ms for an RCU grace period.
         for slot, region in enumerate(self.memory.regions):
             vm.set_user_memory_region(slot, region.gpa, region.view)
+        if self._rom is not None:
+            slot = len(self.memory.regions)
+            vm.set_user_memory_region(slot, self._rom.gpa, self._rom.view, readonly=True)
         vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
         vm.set_tss_addr(layout.KVM_TSS)
         vm.create_irqchip()

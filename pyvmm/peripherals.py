@@ -117,7 +117,7 @@ class Peripherals:
         from pyvmm.virtio.net import NetDevice, made_up_mac
 
         index = len(self.nets)
-        machine = self._config.name or os.path.basename(self._config.kernel)
+        machine = self._config.name or self._config.boots
         if config.mac:
             mac = bytes.fromhex(config.mac.replace(":", ""))
         else:

@@ -23,6 +23,8 @@ from pyvmm.memory import GIB, MIB, PAGE_SIZE, GuestMemory
 class Cr0:
     PE = 1 << 0
     ET = 1 << 4
+    NW = 1 << 29
+    CD = 1 << 30
     PG = 1 << 31
 
 
@@ -169,6 +171,17 @@ class EntryState(NamedTuple):
             gdt=DescriptorTable(0, 0xFFFF),
             idt=DescriptorTable(0, REAL_MODE_IDT_LIMIT),
             cr0=Cr0.ET,
+        )
+
+    @classmethod
+    def reset_vector(cls) -> EntryState:
+        """What RESET leaves (SDM volume 3, table 10-1): real mode, but for the base of CS."""
+        state = cls.real_mode(0xF000, 0xFFF0)
+        return state._replace(
+            cs=state.cs._replace(base=0xFFFF_0000),
+            gdt=DescriptorTable(0, 0xFFFF),
+            idt=DescriptorTable(0, 0xFFFF),
+            cr0=Cr0.ET | Cr0.CD | Cr0.NW,
         )
 
     @classmethod

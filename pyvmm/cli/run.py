@@ -17,8 +17,10 @@ FILE = click.Path(readable=False)
 
 
 @click.command()
-@click.option("-k", "--kernel", type=FILE, required=True, metavar="FILE",
-              help="bzImage or ELF kernel.")  # fmt: skip
+@click.option("-k", "--kernel", type=FILE, metavar="FILE",
+              help="bzImage or ELF kernel.  [default: the BIOS boots the first disk]")  # fmt: skip
+@click.option("--firmware", type=FILE, metavar="FILE",
+              help="A ROM to start from without a kernel, not PyVMM's own BIOS.")  # fmt: skip
 @click.option("-i", "--initrd", type=FILE, metavar="FILE", help="Initial RAM disk.")
 @click.option(
     "-d",
