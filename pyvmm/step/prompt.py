@@ -149,7 +149,7 @@ class Prompt:
 
     @contextmanager
     def _signals(self, timeout: float | None) -> Iterator[None]:
-        """Ctrl-C interrupts what waits, be it for the guest or for the user; so does the timeout."""
+        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout."""
 
         def handle(number: int, _: FrameType | None) -> None:
             self._interrupted = True
@@ -177,10 +177,8 @@ class Prompt:
         interrupts = "on" if state.interrupts_on else "off"
         show(f"vCPU 0: {state.mode}, interrupts {interrupts}. h lists the commands, q quits.")
         if vcpus > 1:
-            show(
-                f"There are {vcpus} vCPUs; commands are for vCPU 0 until v N chooses another. While"
-            )
-            show("it steps the others stand still; n, u and c let all of them run.")
+            show(f"There are {vcpus} vCPUs. Commands are for vCPU 0, until v N chooses another.")
+            show("While it steps the others stand still; n, u and c let all of them run.")
         self._show_next()
         if sys.stdin.isatty() and sys.stdout.isatty():
             import readline  # input() has a history then
@@ -325,7 +323,8 @@ class Prompt:
         words = self._why(stop)
         if words:
             show(words)
-        self._show_next()
+        if stop.why != WAITING:
+            self._show_next()
 
     def _why(self, stop: Stop) -> str:
         """Why it stopped, unless that is plain to see."""
@@ -338,14 +337,15 @@ class Prompt:
             return f"{who} has not been started by the guest; it waits for its start-up IPI"
         if stop.why == RESET:
             return "the machine was reset, and the guest boots again"
-        words = {BREAKPOINT: "breakpoint", TIMEOUT: "time is up", PAUSED: "paused"}.get(
-            stop.why, ""
-        )
+        known = {BREAKPOINT: "breakpoint", TIMEOUT: "time is up", PAUSED: "paused"}
+        words = known.get(stop.why, "")
+        if words and stop.after.halted:
+            words += ", while halted"
         return f"{who}: {words}" if words and len(self._machine.vcpus) > 1 else words
 
     def _show_where(self, words: str) -> None:
         state = self._stepper.state()
-        halted = ", halted" if state.halted else ""
+        halted = ", while halted" if state.halted else ""
         who = f"vCPU {self._stepper.vcpu}: " if len(self._machine.vcpus) > 1 else ""
         show(f"{who}{words}{halted}")
         self._show_next()
@@ -463,13 +463,19 @@ class Prompt:
                 raise CommandError(f"there is no vCPU {wanted.number}; the last is {vcpus[-1]}")
             self._stepper.vcpu = wanted.number
             self._previous = None
-            self._show_next()
+            state = self._stepper.state()
+            if not state.running:
+                show(f"vCPU {wanted.number} is {_resting(state)}")
+            if state.running or state.halted:
+                self._show_next()
             return
         for number in vcpus:
             state = self._stepper.state(number)
-            what = "halted" if state.halted else "not started" if not state.running else state.mode
             marker = "→" if number == self._stepper.vcpu else " "
-            show(f"{marker} vCPU {number} at {self._screen.where(state.address, state)}: {what}")
+            where = f" at {self._screen.where(state.address, state)}, {state.mode}"
+            what = "" if state.running else f", {_resting(state)}"
+            started = state.running or state.halted
+            show(f"{marker} vCPU {number}{where if started else ''}{what}")
 
     def _irq(self, wanted: Command) -> None:
         if wanted.text:
@@ -504,6 +510,11 @@ class Prompt:
             return self._symbols.address(name) if register is None else register
 
         return command.evaluate(text, value_of, lambda name: int(state.system[name]["base"]))
+
+
+def _resting(state: CpuState) -> str:
+    """Why a vCPU doesn't run."""
+    return "halted" if state.halted else "not started yet by the guest"
 
 
 def _symbols_of(kernel: str) -> Symbols:
