@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -209,6 +210,13 @@ FILE = click.Path(readable=False)
     " COM1 goes to null, unless --serial says otherwise. May be repeated.",
 )
 @click.option(
+    "--report",
+    type=FILE,
+    metavar="FILE.html",
+    help="When the run has ended, however it does, write a page of charts about it: where the time"
+    " went, who made the exits. See `pyvmm report`.",
+)
+@click.option(
     "--trace-filter",
     "trace_filters",
     multiple=True,
@@ -252,6 +260,7 @@ def run(**options: Any) -> None:
       pyvmm run -k vmlinux -d root.raw,readonly=on -a "ro init=/bin/sh"
       pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
       pyvmm run -k bzImage --fail-on-warnings --junit boot.xml --log-console boot.log
+      pyvmm run -k bzImage -d disk.raw --report boot.html --timeout 60
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
@@ -301,23 +310,40 @@ def _prepare(options: dict[str, Any], record: Record | None = None) -> Superviso
 
         supervisor.use_prompt(Prompt(options["kernel"], options.get("symbols")))
     if traces:
-        from pyvmm.trace.tracer import Tracer  # likewise
-
-        inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
-        supervisor.use_tracer(
-            Tracer.open(*traces, symbols=options["symbols"], inputs=inputs, say=supervisor.say)
-        )
+        _use_tracer(supervisor, traces, options)
     return supervisor
+
+
+def _use_tracer(supervisor: Supervisor, wanted: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Have the run traced, into the files that are wanted, and for the report if one is."""
+    from pyvmm.trace.tracer import Tracer  # here, because few runs want it
+
+    traces, filters = wanted
+    config, report = supervisor.config, None
+    inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
+    if options["report"] is not None:
+        from pyvmm.report.of_run import RunReport
+        from pyvmm.trace.config import TraceConfig
+
+        outputs = (options["json"], options["junit"], *(trace.path for trace in traces))
+        report = RunReport(options["report"], (*inputs, *outputs))
+        traces = [*traces, TraceConfig(report.trace, "jsonl")]
+    tracer = Tracer.open(
+        traces, filters, symbols=options["symbols"], inputs=inputs, say=supervisor.say
+    )
+    if report is not None:
+        tracer.on_closed = partial(report.write, supervisor.say)
+    supervisor.use_tracer(tracer)
 
 
 def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
     """The traces and their filters, if any are wanted. One to standard output takes the place of
     the serial port that would go there."""
-    if not options["traces"]:
+    if not options["traces"] and options["report"] is None:
         if options["trace_filters"]:
             raise ConfigError("--trace-filter: there is nothing to filter", "add --trace FILE")
         if options["symbols"] is not None and not options["step"]:
-            raise ConfigError("--symbols is for --trace and --step, and neither is there")
+            raise ConfigError("--symbols is for --trace, --report and --step, and none is there")
         return ()
     from pyvmm.trace.config import (
         STDOUT,
