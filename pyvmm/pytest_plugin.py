@@ -160,15 +160,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """What tells different paths apart: the file's name, with as many directories as it takes."""
-    tails = [list(Path(path).parts[-1:]) for path in paths]
-    clashing = True
-    while clashing:
-        clashing = False
-        for path, tail in zip(paths, tails, strict=True):
-            parts = Path(path).parts
-            if tails.count(tail) > 1 and len(tail) < len(parts):
-                clashing = True
-                tail.insert(0, parts[-1 - len(tail)])
+    wholes = [Path(path).parts for path in paths]
+    tails = [whole[-1:] for whole in wholes]
+    while len(set(tails)) < len(tails):
+        tails = [
+            whole[-1 - len(tail) :] if tails.count(tail) > 1 else tail
+            for whole, tail in zip(wholes, tails, strict=True)
+        ]
     return [str(Path(*tail)) for tail in tails]
 
 
