@@ -154,8 +154,9 @@ class Prompt:
         def handle(number: int, _: FrameType | None) -> None:
             self._interrupted = True
             self._expired = self._expired or number == signal.SIGALRM
-            if self._reading or self._stepper.waiting:
+            if self._reading:
                 raise KeyboardInterrupt
+            self._stepper.interrupt()
 
         numbers = [signal.SIGALRM]
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
@@ -175,7 +176,8 @@ class Prompt:
         state = self._stepper.state()
         vcpus = len(self._machine.vcpus)
         interrupts = "on" if state.interrupts_on else "off"
-        show(f"vCPU 0: {state.mode}, interrupts {interrupts}. h lists the commands, q quits.")
+        show(f"The guest begins in {state.mode}, interrupts {interrupts}.")
+        show("h lists the commands, q quits.")
         if vcpus > 1:
             show(f"There are {vcpus} vCPUs. Commands are for vCPU 0, until v N chooses another.")
             show("While it steps the others stand still; n, u and c let all of them run.")
