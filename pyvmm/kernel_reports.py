@@ -116,7 +116,7 @@ REPORTS = (
     KernelReport(  # whatever else dies: invalid opcode, divide error, control protection fault
         "oops",
         "arch/x86/kernel/dumpstack.c",
-        rb"(?:Oops: )?[A-Za-z][^:\[]{1,80}(?::[^:\[]{1,60})?: [0-9a-f]{4,8} \[#\d+\]",
+        rb"(?:Oops: )?[A-Za-z][^:\[]{1,80}: [0-9a-f]{4,8} \[#\d+\]",
     ),
     KernelReport(
         "warning",

@@ -29,15 +29,18 @@ LONGEST_INIT = 300
 
 
 class Record:
-    """Of one run."""
+    """Of one run, which begins with the process; or now, where it isn't the process's only one
+    (``whole_process=False``)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole_process: bool = True) -> None:
         self.log: ConsoleLog | None = None
         """Where every line goes; it is closed with the record."""
         self._watches: dict[str, ConsoleWatch] = {}
         self._started_ns: int | None = None
-        self.began = time() - _process_age()
-        """When the process was started, in seconds since the epoch."""
+        age = _process_age() if whole_process else 0.0
+        self._began_ns = monotonic_ns() - int(age * 1e9)
+        self.began = time() - age
+        """When it began, in seconds since the epoch."""
         self.setup: float | None = None
         """How long it took from there to the guest's start; None if it didn't start."""
         self.first_line: float | None = None
@@ -61,7 +64,7 @@ class Record:
     def start(self) -> None:
         """The guest starts now."""
         self._started_ns = monotonic_ns()
-        self.setup = _process_age()
+        self.setup = self.age
         if self.log is not None:
             self.log.start(self._started_ns)
 
@@ -77,8 +80,8 @@ class Record:
 
     @property
     def age(self) -> float:
-        """The time since the process was started."""
-        return _process_age()
+        """The time since it began."""
+        return (monotonic_ns() - self._began_ns) / 1e9
 
     @property
     def lines(self) -> dict[str, list[str]]:

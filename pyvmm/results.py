@@ -48,7 +48,7 @@ class Results:
         self._files = files
         self._inputs = inputs
         self._places: dict[str, str] = {}
-        self._record = record
+        self.record = record
         self._name = name
         self.config: MachineConfig | None = None
         """What the machine is made of, once that is known."""
@@ -77,7 +77,7 @@ class Results:
         document = self._document(outcome.reason.name.lower(), outcome.status, outcome.sentence)
         told = outcome.reason in (Reason.DEBUG_EXIT, Reason.INTERRUPTED)
         document["value"] = outcome.value if told else None
-        if self._record.setup is not None:
+        if self.record.setup is not None:
             document["seconds"]["run"] = _rounded(outcome.seconds)
         document["reboots"] = outcome.reboots
         document["panic"] = verdict.panic if outcome.reason is Reason.PANIC else None
@@ -118,7 +118,7 @@ class Results:
 
     def _document(self, reason: str, status: int | None, sentence: str) -> dict[str, Any]:
         """All members, with what is known without an outcome."""
-        record = self._record
+        record = self.record
         return {
             "schema": SCHEMA,
             "name": _plain(self._name),

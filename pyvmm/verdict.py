@@ -208,12 +208,14 @@ class Verdict:
         """Where the guest hangs, in a few words: the vCPU that is at work, and the last line."""
         busy = [vcpu for vcpu in outcome.vcpus if vcpu["state"] == "running"]
         where = ""
-        for vcpu in (busy or list(outcome.vcpus))[:1]:
-            registers = vcpu["registers"] or {}
-            where = f"vCPU {vcpu['id']} {vcpu['state']} at {registers.get('rip', 0):#x}"
+        known = [vcpu for vcpu in outcome.vcpus if vcpu["registers"] is not None]
+        for vcpu in (busy or known)[:1]:
+            where = f"vCPU {vcpu['id']} {vcpu['state']} at {vcpu['registers']['rip']:#x}"
             if len(busy) > 1:
                 where += f" and {len(busy) - 1} more running"
-        lines = [line for watch in self.watches for line in watch.tail() if line.strip()]
+        lines = [
+            line for watch in self.watches for line in watch.tail() if any(map(str.isalnum, line))
+        ]
         said = f"last line {_quote(lines[-1])}" if lines else "nothing printed"
         return "".join(f"{words}, " for words in (where, said) if words).rstrip()
 
