@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pyvmm.device_config import DiskConfig, NetConfig
+    from pyvmm.results import Results
     from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
@@ -127,7 +128,8 @@ class Machine:
     console (``"virtio"``). ``serial`` are the places of the further serial ports, or with the
     virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
     A line that one of ``fail_on`` (regular expressions) matches ends it, too. With ``paused`` the
-    guest doesn't run before :meth:`resume`.
+    guest doesn't run before :meth:`resume`. ``results`` are files that are written at the guest's
+    end, as the pytest plugin wants them.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
     won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
@@ -164,6 +166,7 @@ class Machine:
         timeout: float | None = None,
         fail_on: Texts = (),
         paused: bool = False,
+        results: Results | None = None,
     ) -> None:
         virtio = _is_virtio(console)
         self.config = MachineConfig.parse(
@@ -198,6 +201,7 @@ class Machine:
             raise ConfigError(f"timeout: {timeout} is not a positive number of seconds")
         self._timeout = timeout
         self._paused = paused
+        self._results = results
         self._loop = EventLoop()
         fail = compile_patterns("fail_on", _texts(fail_on))
         self._verdict = Verdict(Expectations(timeout, None, fail), self._loop, self._end)
@@ -215,7 +219,7 @@ class Machine:
                 self._consoles = Consoles(
                     self.config,
                     self._loop,
-                    watch=lambda _: self._verdict.watch().feed,
+                    watch=self._watch,
                     open_stdio=self._open_stdio,
                     say=LOG.info,
                 )
@@ -268,6 +272,8 @@ class Machine:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._consoles.start()
+            if self._results is not None:
+                self._results.record.start()
             self._machine.start()
             self._minder = threading.Thread(target=self._mind, name="pyvmm-minder", daemon=True)
             self._minder.start()
@@ -346,8 +352,26 @@ class Machine:
         outcome = machine.outcome
         assert outcome is not None
         self._outcome = self._verdict.on(outcome)
+        if self._results is not None:
+            try:
+                self._write(self._results, self._outcome)
+            except Exception as error:  # for who waits, and waits in vain otherwise
+                machine.failure = machine.failure or error
         self.console.end()
         self._over.set()
+
+    def _write(self, results: Results, outcome: Outcome) -> None:
+        results.record.close()
+        results.config = self.config
+        for line in results.end(outcome, self._verdict, self._machine.faults.counts):
+            LOG.warning("%s", line)
+
+    def _watch(self, name: str) -> OnOutput:
+        if self._results is None:
+            return self._verdict.watch().feed
+        from pyvmm.record import LAST_LINES
+
+        return self._results.record.watch(name, self._verdict.watch(LAST_LINES))
 
     def _before_reset(self) -> None:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 from collections.abc import Generator, Iterator, Sequence
@@ -27,6 +26,7 @@ import pytest
 if TYPE_CHECKING:
     from pyvmm.api import Machine
     from pyvmm.hostcheck import Finding
+    from pyvmm.results import Results
 
 DEFAULT_TIMEOUT = 120.0
 """In seconds, for a machine. Most kernels boot in a few; most hosts of CI are slow and busy."""
@@ -208,6 +208,7 @@ class MachineFactory:
         self._settings = _settings(request.config)
         self._test: str = request.node.nodeid
         self._kernel = kernel
+        self._kept = 0
         self.machines: list[Machine] = []
         request.node.stash[MACHINES] = self.machines
 
@@ -230,13 +231,34 @@ class MachineFactory:
         from pyvmm.api import Machine  # only now: see above
         from pyvmm.errors import PyvmmError
 
+        results = self._results()
         try:
-            machine = Machine(path, **options)
+            machine = Machine(path, **options, results=results)
         except PyvmmError as error:
+            if results is not None:
+                results.record.close()
+                results.failed(error)
             raise error.with_traceback(None) from None  # it says all; our insides don't matter
         self.machines.append(machine)
         machine.start()
         return machine
+
+    def _results(self) -> Results | None:
+        """The files that are to be kept of the next machine."""
+        if self._settings.keep_logs is None:
+            return None
+        from pyvmm.console_log import ConsoleLog, LogConfig
+        from pyvmm.record import Record
+        from pyvmm.results import Results
+
+        self._kept += 1
+        number = f"-{self._kept}" if self._kept > 1 else ""
+        path = os.path.join(self._settings.keep_logs, file_name(self._test) + number)
+        record = Record(whole_process=False)
+        results = Results({"--json": f"{path}.json"}, self._test, record)
+        results.begin()
+        record.log = ConsoleLog(LogConfig(f"{path}.log"))
+        return results
 
     def require_host(self, kernel: str | None = None, hardware_kvm: bool | None = None) -> None:
         """Skip the test if this host can't run guests, or not the one with ``kernel``."""
@@ -273,10 +295,7 @@ class MachineFactory:
 
     def __exit__(self, *exception: object) -> None:
         with ExitStack() as all_of_them:
-            for number, machine in enumerate(self.machines, 1):
-                if self._settings.keep_logs is not None:
-                    directory = Path(self._settings.keep_logs)
-                    all_of_them.callback(_keep, machine, directory, self._test, number)
+            for machine in self.machines:
                 all_of_them.callback(machine.close)
 
 
@@ -307,7 +326,14 @@ def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:
     else:
         report.sections.append((f"outcome of {guest}", outcome))
     report.sections.append((f"Captured stdout of {guest}", _guarded(_console, machine)))
-    report.sections.append((f"last exits of {guest}", _guarded(_exits, machine)))
+    if not _explained(machine):
+        report.sections.append((f"last exits of {guest}", _guarded(_exits, machine)))
+
+
+def _explained(machine: Machine) -> bool:
+    """Whether the outcome's report has all the last exits: a crash's has its vCPU's."""
+    outcome = machine.outcome
+    return outcome is not None and outcome.reason.name == "CRASH" and len(machine.vcpus) == 1
 
 
 def _guarded(tell: Any, machine: Machine) -> str:
@@ -342,23 +368,6 @@ def _exits(machine: Machine) -> Iterator[str]:
     for vcpu in machine.vcpus:
         yield f"vCPU {vcpu.number}, oldest first:"
         yield from (f"  {line}" for line in vcpu.recent_exits())
-
-
-def _keep(machine: Machine, directory: Path, test: str, number: int) -> None:
-    """Write what is kept of a machine that has been closed, the ``number``th of the test."""
-    outcome = machine.outcome
-    assert outcome is not None
-    facts = {
-        "test": test,
-        "kernel": os.fspath(machine.config.kernel),
-        **outcome._asdict(),
-        "reason": outcome.reason.name.lower(),
-        "status": outcome.status,
-        "sentence": outcome.sentence,
-    }
-    name = file_name(test) + (f"-{number}" if number > 1 else "")
-    (directory / f"{name}.log").write_text(machine.console.output)
-    (directory / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def file_name(test: str) -> str:
