@@ -11,7 +11,7 @@ BEAT = "setsid sh -c 'while sleep 0.2; do echo beat; done >/dev/ttyS0' >/dev/nul
 """What starts it in the guest."""
 
 INTERVAL_SECONDS = 0.1
-NOTICED_SECONDS = 0.8
+NOTICED_SECONDS = 1.0
 
 
 class Pulse(threading.Thread):
@@ -39,12 +39,12 @@ class Pulse(threading.Thread):
                     size, grown_at = found, now
 
     def gaps(self) -> str:
-        """How long the guest, and how long this process, did nothing, since the last call."""
+        """How often and how long the guest, and this process, did nothing, since the last call."""
         with self._lock:
             guest, own = self._guest_gaps, self._own_gaps
             self._guest_gaps, self._own_gaps = [], []
         parts = []
         for name, seconds in (("guest", guest), ("host", own)):
             if seconds:
-                parts.append(f"{name} still for {', '.join(f'{s:.1f}' for s in seconds)} s")
+                parts.append(f"{name} still {len(seconds)} times, up to {max(seconds):.1f} s")
         return f" ({'; '.join(parts)})" if parts else ""
