@@ -28,8 +28,8 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
     files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
     results = Results(files, name, record, _inputs(options))
     try:
-        _leave_stdout_free(options)
         results.begin()
+        _leave_stdout_free(options)
         log = _open_log(options, files, record)
         supervisor = prepare(options, record)
         if log is not None:

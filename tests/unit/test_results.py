@@ -176,7 +176,7 @@ def test_any_text_gives_xml_and_json(
     document = run.end(Reason.FAILED, detail=text, report=(text, "\x00\udcff\ufffe"))
     (case,) = run.junit().iter("testcase")
     assert case.find("system-out") is not None
-    assert document["reason"] == "failed"
+    assert document["status"] in (3, 5)  # the text may be a panic
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=50))
