@@ -314,6 +314,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         name = os.path.basename(machine.config.kernel)
         guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
         _attach(report, machine, guest)
+        # A JUnit file has a test's output as the report on its last phase tells it.
+        title, console = report.sections[-1]
+        item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
 
 
 def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:
@@ -325,9 +328,9 @@ def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:
         add_to_failure(f"outcome of {guest}", outcome, "-")
     else:
         report.sections.append((f"outcome of {guest}", outcome))
-    report.sections.append((f"Captured stdout of {guest}", _guarded(_console, machine)))
     if not _explained(machine):
         report.sections.append((f"last exits of {guest}", _guarded(_exits, machine)))
+    report.sections.append((f"Captured stdout of {guest}", _guarded(_console, machine)))
 
 
 def _explained(machine: Machine) -> bool:

@@ -17,6 +17,8 @@ from kvm.test_machine import open_descriptors
 
 import pyvmm
 from pyvmm.device_config import DiskConfig
+from pyvmm.record import Record
+from pyvmm.results import Results
 
 LONG = 60.0
 
@@ -288,6 +290,41 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
 def test_a_machine_starts_once(talker: dict[str, str]) -> None:
     with pyvmm.Machine(**talker) as vm, pytest.raises(RuntimeError):
         vm.start()
+
+
+def test_with_starts_only_what_has_not_been_started(talker: dict[str, str]) -> None:
+    vm = pyvmm.Machine(**talker)
+    vm.start()
+    with vm:
+        vm.console.expect(">", LONG)
+    with pytest.raises(RuntimeError), vm:
+        pass
+
+
+def test_where_a_vcpu_is_and_what_it_did(talker: dict[str, str]) -> None:
+    with pyvmm.Machine(**talker) as vm:
+        vm.console.expect(">", LONG)
+        (vcpu,) = vm.vcpus
+        where, *last = vcpu.whereabouts()
+        assert where.startswith("vCPU 0: running at 0000")
+        assert "serial COM1" in last[-1]
+        vm.console.send("q")
+        vm.wait(LONG)
+    exits = vcpu.recent_exits()  # of a closed machine
+    assert 8 < len(exits) <= 64
+    assert exits[-1].endswith("out 0x604, 0x3400 (16 bits)  PM1a control+0x0")
+
+
+def test_an_error_while_results_are_written_reaches_who_waits(
+    talker: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results({"--json": str(tmp_path / "json")}, "a test", Record(whole_process=False))
+    results.begin()
+    monkeypatch.setattr(results, "end", lambda *_: 1 // 0)
+    with pyvmm.Machine(**talker, results=results) as vm:
+        vm.console.send("q")
+        with pytest.raises(ZeroDivisionError):
+            vm.wait(LONG)
 
 
 def test_an_interrupted_program_gets_the_signal_while_it_waits(talker: dict[str, str]) -> None:
