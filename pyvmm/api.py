@@ -35,7 +35,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.expect import Console
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
-from pyvmm.verdict import Expectations, Verdict, compile_patterns
+from pyvmm.verdict import Expectations, Verdict, compile_patterns, is_talkative
 
 if TYPE_CHECKING:
     from typing import Self
@@ -127,9 +127,10 @@ class Machine:
     says which console ``vm.console`` is: the first serial port (``"serial"``) or the virtio
     console (``"virtio"``). ``serial`` are the places of the further serial ports, or with the
     virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
-    A line that one of ``fail_on`` (regular expressions) matches ends it, too. With ``paused`` the
-    guest doesn't run before :meth:`resume`. ``results`` are files that are written at the guest's
-    end, as the pytest plugin wants them.
+    A line that one of ``fail_on`` (regular expressions) matches ends it, too, and with
+    ``fail_on_warnings`` any report by which Linux says that something in it is wrong. With
+    ``paused`` the guest doesn't run before :meth:`resume`. ``results`` are files that are written
+    at the guest's end, as the pytest plugin wants them.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
     won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
@@ -165,6 +166,7 @@ class Machine:
         debug_exit: bool = False,
         timeout: float | None = None,
         fail_on: Texts = (),
+        fail_on_warnings: bool = False,
         paused: bool = False,
         results: Results | None = None,
     ) -> None:
@@ -204,7 +206,13 @@ class Machine:
         self._results = results
         self._loop = EventLoop()
         fail = compile_patterns("fail_on", _texts(fail_on))
-        self._verdict = Verdict(Expectations(timeout, None, fail), self._loop, self._end)
+        expectations = Expectations(
+            timeout,
+            fail_on=fail,
+            fail_on_warnings=fail_on_warnings,
+            talkative=is_talkative(self.config.command_line),
+        )
+        self._verdict = Verdict(expectations, self._loop, self._end)
         self._typing, self._keyboard = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._keyboard, False)
         self._typist = threading.Lock()
@@ -236,6 +244,7 @@ class Machine:
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
+        self._machine.on_panic = self._verdict.pvpanic
         self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
 
     @property
@@ -376,7 +385,7 @@ class Machine:
     def _before_reset(self) -> None:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""
         self._consoles.flush(FLUSH_SECONDS)
-        if self._verdict.panicked:
+        if self._verdict.panicked or self._verdict.decided:
             self._verdict.panic_over()
 
     def _open_stdio(self, on_output: OnOutput | None) -> StreamBackend:

@@ -53,6 +53,13 @@ class Expectations(NamedTuple):
     talkative: bool = False
 
 
+def is_talkative(command_line: str) -> bool:
+    """Whether a kernel with this command line prints something before it reboots: it has a console,
+    and reboots after a panic only."""
+    words = command_line.split()
+    return all(any(w.startswith(each) for w in words) for each in ("console=", "panic=-"))
+
+
 class Match(NamedTuple):
     """What decided a run: the option that looked for it, its pattern (a regular expression, or the
     kind of the kernel's report), and the line."""

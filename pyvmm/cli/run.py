@@ -11,7 +11,7 @@ from pyvmm.config import DEFAULT_MEMORY, ENTRIES, ON_REBOOT, MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.options import TRANSPORTS, format_size, parse_seconds
 from pyvmm.supervisor import Supervisor
-from pyvmm.verdict import Expectations, compile_patterns
+from pyvmm.verdict import Expectations, compile_patterns, is_talkative
 
 if TYPE_CHECKING:
     from pyvmm.record import Record
@@ -302,9 +302,11 @@ def _prepare(options: dict[str, Any], record: Record | None = None) -> Superviso
         expect=None if expect is None else compile_patterns("--expect", [expect])[0],
         fail_on=compile_patterns("--fail-on", options["fail_on"]),
         fail_on_warnings=options["fail_on_warnings"],
-        talkative=all(any(w.startswith(each) for w in words) for each in ("console=", "panic=-")),
+        talkative=is_talkative(config.command_line),
     )
     supervisor = Supervisor(config, expectations, record)
+    if expectations.fail_on_warnings and "quiet" in words:
+        supervisor.say("--fail-on-warnings: with 'quiet' Linux prints few of its warnings")
     if options["step"]:
         from pyvmm.step.prompt import Prompt  # here, because few runs want it
 

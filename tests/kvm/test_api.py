@@ -292,6 +292,28 @@ def test_a_machine_starts_once(talker: dict[str, str]) -> None:
         vm.start()
 
 
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("oops", pyvmm.Reason.WARNED),
+        ("oops-panic", pyvmm.Reason.PANIC),
+        ("pvpanic-first", pyvmm.Reason.PANIC),
+    ],
+)
+def test_a_kernels_reports_end_it_if_wanted(guests: Path, word: str, reason: pyvmm.Reason) -> None:
+    kernel = guests / "endings"
+    with pyvmm.Machine(kernel, command_line=word, fail_on_warnings=True, timeout=LONG) as vm:
+        outcome = vm.wait()
+    assert outcome.reason is reason
+    assert outcome.detail
+
+
+def test_a_reboot_without_a_word_is_no_good_end(guests: Path) -> None:
+    """As when Linux panics before it has a console, with the default command line."""
+    with pyvmm.Machine(guests / "endings", append="i8042-reset", timeout=LONG) as vm:
+        assert vm.wait().reason is pyvmm.Reason.MISSED
+
+
 def test_with_starts_only_what_has_not_been_started(talker: dict[str, str]) -> None:
     vm = pyvmm.Machine(**talker)
     vm.start()
