@@ -33,6 +33,12 @@ def test_a_stall_and_a_connection_that_ended_early(counts: tuple[int, ...]) -> N
         iperf_rates(report(*counts), 3)
 
 
+def test_patience() -> None:
+    assert iperf_rates(report(MB, 0, 0, 4 * MB), 4, patience=2)
+    with pytest.raises(SoakError):
+        iperf_rates(report(MB, 0, 0, 0), 4, patience=2)
+
+
 def test_a_stall_in_one_of_two_directions() -> None:
     both = {**json.loads(report(MB, MB, MB))}
     for interval, count in zip(both["intervals"], (MB, 0, MB), strict=True):
