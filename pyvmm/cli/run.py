@@ -305,8 +305,8 @@ def _prepare(options: dict[str, Any], record: Record | None = None) -> Superviso
         talkative=is_talkative(config.command_line),
     )
     supervisor = Supervisor(config, expectations, record)
-    if expectations.fail_on_warnings and "quiet" in words:
-        supervisor.say("--fail-on-warnings: with 'quiet' Linux prints few of its warnings")
+    if expectations.fail_on_warnings and "quiet" in words and "loglevel=" not in " ".join(words):
+        supervisor.say("--fail-on-warnings: 'quiet' hides most of them; 'quiet loglevel=5' doesn't")
     if options["step"]:
         from pyvmm.step.prompt import Prompt  # here, because few runs want it
 

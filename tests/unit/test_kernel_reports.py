@@ -175,7 +175,7 @@ WARNING = "WARNING: CPU: 0 PID: 1 at kernel/foo.c:1 foo+0x1/0x2"
     "prefix", ["[    1.234567] ", "[    1.2][    T1] ", "<4>[    1.2] ", "<4>"]
 )
 def test_behind_printk_s_prefixes(prefix: str) -> None:
-    assert reported(prefix + WARNING) == [("warning", prefix + WARNING)]
+    assert reported(prefix + WARNING) == [("warning", WARNING)]
 
 
 def test_without_time_stamps() -> None:

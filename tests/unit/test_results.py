@@ -96,7 +96,7 @@ def test_a_warning(tmp_path: Path) -> None:
     assert document["match"] == {
         "option": "--fail-on-warnings",
         "pattern": "kasan",
-        "line": "[    0.1] BUG: KASAN: use-after-free in f+0x1",
+        "line": "BUG: KASAN: use-after-free in f+0x1",
     }
 
 

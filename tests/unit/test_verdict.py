@@ -137,9 +137,8 @@ class TestWarnings:
         assert outcome.status == 5
         assert "reported a problem" in outcome.sentence
         assert "foo+0x1" in outcome.sentence
-        assert run.verdict.match == Match(
-            "--fail-on-warnings", "warning", WARNING.decode().removesuffix("\n")
-        )
+        line = WARNING.decode().removeprefix("[    1.2] ").removesuffix("\n")
+        assert run.verdict.match == Match("--fail-on-warnings", "warning", line)
 
     def test_behind_the_end_of_the_trace_there_is_little_time(self) -> None:
         run = Run(fail_on_warnings=True)
