@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from pyvmm.device_config import DiskConfig, NetConfig
     from pyvmm.results import Results
+    from pyvmm.step.stepper import Stepper
     from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
@@ -335,6 +336,20 @@ class Machine:
     def resume(self) -> None:
         """Let the guest go on after :meth:`pause`."""
         self._machine.resume()
+
+    def stepper(self, symbols: Path | None = None) -> Stepper:
+        """Moves the guest by hand, one instruction or exit at a time (docs/step.md); pauses it.
+        ``symbols`` is a file that names its addresses, by default the kernel. When the stepper is
+        closed, :meth:`resume` lets the guest go on."""
+        from pyvmm.step.stepper import Stepper
+        from pyvmm.symbols import Symbols
+
+        kernel = self.config.kernel
+        found = Symbols.of_kernel(kernel) if symbols is None else Symbols.load(symbols)
+        if self._minder is None:
+            self._paused = True
+            self.start()
+        return Stepper(self._machine, found)
 
     def stats(self) -> Stats:
         """Figures of the run so far."""

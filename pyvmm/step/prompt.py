@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pyvmm.backends.streams import StreamBackend
-from pyvmm.boot.image import ImageFile
-from pyvmm.boot.kind import ELF_MAGIC
-from pyvmm.errors import GuestMemoryError, ImageError
+from pyvmm.errors import GuestMemoryError
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
@@ -98,7 +96,9 @@ class Prompt:
 
     def __init__(self, kernel: str, symbol_file: str | None = None) -> None:
         Disassembler()
-        self._symbols = _symbols_of(kernel) if symbol_file is None else Symbols.load(symbol_file)
+        self._symbols = (
+            Symbols.of_kernel(kernel) if symbol_file is None else Symbols.load(symbol_file)
+        )
         self._screen = Screen(self._symbols, colour=wants_colour(sys.stdout))
         self._guest = GuestLines()
         self._typing: int | None = None  # where the guest's input goes
@@ -517,14 +517,3 @@ class Prompt:
 def _resting(state: CpuState) -> str:
     """Why a vCPU doesn't run."""
     return "halted" if state.halted else "not started yet by the guest"
-
-
-def _symbols_of(kernel: str) -> Symbols:
-    """The kernel's own, if it has any."""
-    try:
-        with ImageFile(kernel) as image:
-            if image.read(0, len(ELF_MAGIC)) == ELF_MAGIC:
-                return Symbols.load(kernel)
-    except ImageError:
-        pass  # whoever boots from it says better what is wrong with it
-    return Symbols([])

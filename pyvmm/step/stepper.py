@@ -42,7 +42,7 @@ from pyvmm.step.disassembly import (
     Instruction,
     stack_top,
 )
-from pyvmm.step.ring3 import DebugTrap, return_to_ring_3
+from pyvmm.step.ring3 import RFLAGS_TF, DebugTrap, return_to_ring_3
 from pyvmm.symbols import Symbols
 from pyvmm.trace.decode import EventDecoder
 from pyvmm.trace.hooks import MAX_BURST
@@ -52,6 +52,10 @@ from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
 
 DEBUG_DETAIL = struct.Struct("<I4xQQQ")
 """kvm_run.debug.arch: exception, pc, dr6, dr7; pc is a linear address."""
+
+FRAME_SEARCH = 24
+"""In how many words from the stack's top the frame of an interrupt is looked for: its handler's
+first instruction may have pushed all registers."""
 
 MAX_BREAKPOINTS = 4
 DR7_FIXED = 1 << 10
@@ -244,6 +248,8 @@ class Stepper:
     def _step(self) -> Stop:
         before = self.state()
         number = self.vcpu
+        if self.machine.outcome is not None:
+            return Stop(ENDED, number, before, before)
         if not before.running and not before.halted:
             return Stop(WAITING, number, before, before)
         if before.halted:
@@ -332,8 +338,50 @@ class Stepper:
         stop = self._stop(why, number, before)
         if why != STEPPED:
             return stop
+        if not before.registers["rflags"] & RFLAGS_TF:
+            self._clear_trap_flag(instruction, before, stop.after)
+            stop = stop._replace(after=self.state())
         writes = self._written(ranges, before, stop.after)
         return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
+
+    def _clear_trap_flag(
+        self, instruction: Instruction | None, before: CpuState, after: CpuState
+    ) -> None:
+        """KVM's single step is the CPU's, by the trap flag. What saves the flags meanwhile saves
+        that, too, and the guest would be trapped by it later: clear it there."""
+        mnemonic = "" if instruction is None else instruction.mnemonic
+        if mnemonic == "syscall":
+            with self.machine.at_rest():
+                vcpu = self.machine.vcpus[self.vcpu].vcpu
+                regs = vcpu.get_regs()
+                vcpu.set_regs({**regs, "r11": regs["r11"] & ~RFLAGS_TF})
+            return
+        top = stack_top(after)
+        if mnemonic.startswith("pushf"):
+            self._clear_bit_8(top)
+        elif instruction is None or _went_elsewhere(instruction, after):
+            size = after.bits // 8
+            try:
+                stack = self.read(top, FRAME_SEARCH * size)
+            except GuestMemoryError:
+                return
+            words = [
+                int.from_bytes(stack[start : start + size], "little")
+                for start in range(0, len(stack), size)
+            ]
+            for index in range(FRAME_SEARCH - 2):
+                rip, code = words[index], words[index + 1]
+                came_from = 0 <= rip - before.rip <= MAX_INSTRUCTION
+                if came_from and code & 0xFFFF == before.system["cs"]["selector"]:
+                    self._clear_bit_8(top + (index + 2) * size)
+                    return
+
+    def _clear_bit_8(self, address: int) -> None:
+        """Of the saved flags at a linear address: the trap flag."""
+        with self.machine.at_rest():
+            gpa = _gpa(self.machine.vcpus[self.vcpu].vcpu, address + 1)
+            memory = self.machine.memory
+            memory.write(gpa, bytes([memory.read(gpa, 1)[0] & ~(RFLAGS_TF >> 8)]))
 
     def _step_native(self, before: CpuState, control: int) -> str:
         """Where KVM doesn't single-step ring 3."""
@@ -349,6 +397,8 @@ class Stepper:
     def _go(self, timeout: float | None, *, stop_at_access: bool = False) -> Stop:
         """Run all vCPUs, with breakpoints, the current one's state being the one before."""
         number, before = self.vcpu, self.state()
+        if self.machine.outcome is not None:
+            return Stop(ENDED, number, before, before)
         if self._native_ring_3 and self.breakpoints and before.ring == 3 and before.bits == 64:
             stop = self._search(timeout, stop_at_access)
             if stop is not None:
@@ -582,6 +632,14 @@ class Stepper:
     def _stopped(self, thread: VcpuThread, why: str) -> None:
         self._stops.append((thread, why))
         thread.pause()  # it enters KVM once more, which completes the instruction, and no further
+
+
+def _went_elsewhere(instruction: Instruction, after: CpuState) -> bool:
+    """Whether an exception or interrupt explains where the vCPU is, and its operation doesn't."""
+    if instruction.mnemonic.startswith("int"):
+        return True
+    known = (instruction.address, instruction.next_address)
+    return not instruction.jumps and after.address not in known
 
 
 def _port_details(page: memoryview) -> Details:
