@@ -56,7 +56,6 @@ lab: setup  ## tests of the lab itself
 	$(PYTEST) tests/lab
 
 browser: setup  ## tests of the report in headless Chromium, which is installed for it
-	@$(PYTHON) -m guests.debian chromium
 	$(PYTEST) --hypothesis-profile repeatable tests/browser
 
 linux: setup guests  ## tests with Linux guests, in the lab where this host can't run them

@@ -23,19 +23,19 @@ RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
 @contextlib.contextmanager
-def tap(name: str = TAP) -> Iterator[None]:
+def tap(name: str = TAP, host: str = HOST, guest: str = GUEST) -> Iterator[None]:
     """A tap interface with our address, and a DHCP server that has just one to give."""
     _ip(f"tuntap add dev {name} mode tap")
     with contextlib.ExitStack() as stack:
         stack.callback(_ip, f"link delete {name}")
-        _ip(f"address add {HOST}/24 dev {name}")
+        _ip(f"address add {host}/24 dev {name}")
         _ip(f"link set {name} up")
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyvmm-dhcp-")))
         leases, configuration = directory / "leases", directory / "udhcpd.conf"
         leases.touch()
         configuration.write_text(
-            f"interface {name}\nstart {GUEST}\nend {GUEST}\nmax_leases 1\nlease_file {leases}\n"
-            f"pidfile {directory}/pid\noption subnet 255.255.255.0\noption router {HOST}\n"
+            f"interface {name}\nstart {guest}\nend {guest}\nmax_leases 1\nlease_file {leases}\n"
+            f"pidfile {directory}/pid\noption subnet 255.255.255.0\noption router {host}\n"
             + "".join(f"option dns {address}\n" for address in _name_servers())
         )
         command = [str(busybox.build()), "udhcpd", "-f", str(configuration)]

@@ -35,12 +35,14 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.expect import Console
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
-from pyvmm.verdict import Expectations, Verdict, compile_patterns
+from pyvmm.verdict import Expectations, Verdict, compile_patterns, is_talkative
 
 if TYPE_CHECKING:
     from typing import Self
 
     from pyvmm.device_config import DiskConfig, NetConfig
+    from pyvmm.results import Results
+    from pyvmm.step.stepper import Stepper
     from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
@@ -126,8 +128,10 @@ class Machine:
     says which console ``vm.console`` is: the first serial port (``"serial"``) or the virtio
     console (``"virtio"``). ``serial`` are the places of the further serial ports, or with the
     virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
-    A line that one of ``fail_on`` (regular expressions) matches ends it, too. With ``paused`` the
-    guest doesn't run before :meth:`resume`.
+    A line that one of ``fail_on`` (regular expressions) matches ends it, too, and with
+    ``fail_on_warnings`` any report by which Linux says that something in it is wrong. With
+    ``paused`` the guest doesn't run before :meth:`resume`. ``results`` are files that are written
+    at the guest's end, as the pytest plugin wants them.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
     won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
@@ -163,7 +167,9 @@ class Machine:
         debug_exit: bool = False,
         timeout: float | None = None,
         fail_on: Texts = (),
+        fail_on_warnings: bool = False,
         paused: bool = False,
+        results: Results | None = None,
     ) -> None:
         virtio = _is_virtio(console)
         self.config = MachineConfig.parse(
@@ -198,9 +204,16 @@ class Machine:
             raise ConfigError(f"timeout: {timeout} is not a positive number of seconds")
         self._timeout = timeout
         self._paused = paused
+        self._results = results
         self._loop = EventLoop()
         fail = compile_patterns("fail_on", _texts(fail_on))
-        self._verdict = Verdict(Expectations(timeout, None, fail), self._loop, self._end)
+        expectations = Expectations(
+            timeout,
+            fail_on=fail,
+            fail_on_warnings=fail_on_warnings,
+            talkative=is_talkative(self.config.command_line),
+        )
+        self._verdict = Verdict(expectations, self._loop, self._end)
         self._typing, self._keyboard = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._keyboard, False)
         self._typist = threading.Lock()
@@ -215,7 +228,7 @@ class Machine:
                 self._consoles = Consoles(
                     self.config,
                     self._loop,
-                    watch=lambda _: self._verdict.watch().feed,
+                    watch=self._watch,
                     open_stdio=self._open_stdio,
                     say=LOG.info,
                 )
@@ -232,6 +245,7 @@ class Machine:
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
+        self._machine.on_panic = self._verdict.pvpanic
         self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
 
     @property
@@ -268,6 +282,8 @@ class Machine:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._consoles.start()
+            if self._results is not None:
+                self._results.record.start()
             self._machine.start()
             self._minder = threading.Thread(target=self._mind, name="pyvmm-minder", daemon=True)
             self._minder.start()
@@ -321,6 +337,20 @@ class Machine:
         """Let the guest go on after :meth:`pause`."""
         self._machine.resume()
 
+    def stepper(self, symbols: Path | None = None) -> Stepper:
+        """Moves the guest by hand, one instruction or exit at a time (docs/step.md); pauses it.
+        ``symbols`` is a file that names its addresses, by default the kernel. When the stepper is
+        closed, :meth:`resume` lets the guest go on."""
+        from pyvmm.step.stepper import Stepper
+        from pyvmm.symbols import Symbols
+
+        kernel = self.config.kernel
+        found = Symbols.of_kernel(kernel) if symbols is None else Symbols.load(symbols)
+        if self._minder is None:
+            self._paused = True
+            self.start()
+        return Stepper(self._machine, found)
+
     def stats(self) -> Stats:
         """Figures of the run so far."""
         machine, ended = self._machine, self._outcome
@@ -346,13 +376,31 @@ class Machine:
         outcome = machine.outcome
         assert outcome is not None
         self._outcome = self._verdict.on(outcome)
+        if self._results is not None:
+            try:
+                self._write(self._results, self._outcome)
+            except Exception as error:  # for who waits, and waits in vain otherwise
+                machine.failure = machine.failure or error
         self.console.end()
         self._over.set()
+
+    def _write(self, results: Results, outcome: Outcome) -> None:
+        results.record.close()
+        results.config = self.config
+        for line in results.end(outcome, self._verdict, self._machine.faults.counts):
+            LOG.warning("%s", line)
+
+    def _watch(self, name: str) -> OnOutput:
+        if self._results is None:
+            return self._verdict.watch().feed
+        from pyvmm.record import LAST_LINES
+
+        return self._results.record.watch(name, self._verdict.watch(LAST_LINES))
 
     def _before_reset(self) -> None:
         """A panic is the guest's end, even if it means to recover from it by a reboot."""
         self._consoles.flush(FLUSH_SECONDS)
-        if self._verdict.panicked:
+        if self._verdict.panicked or self._verdict.decided:
             self._verdict.panic_over()
 
     def _open_stdio(self, on_output: OnOutput | None) -> StreamBackend:

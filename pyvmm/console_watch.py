@@ -61,8 +61,8 @@ class ConsoleWatch:
       but the guest paused.) Patterns see neither escape sequences nor control characters.
     * ``on_panic(message)``: once, with what the kernel says after "not syncing: ".
     * ``on_panic_end(message)``: once, when the kernel has printed its whole report and halts.
-    * ``on_report(kind, line)``: the first line of each report that is no panic; these are looked
-      for only if it is given. ``on_report_end()``: the line that ends many of them.
+    * ``on_report(kind, line)``: the first line of each report that is no panic, without what
+      printk puts before it; these are looked for only if it is given. ``on_report_end()``: the line that ends many of them.
 
     Callbacks run on the feeding thread. :meth:`tail` may be called from any.
     """
@@ -181,14 +181,13 @@ class ConsoleWatch:
     def _recognise_report(self, line: bytes, on_report: Callable[[str, str], None]) -> None:
         from pyvmm.kernel_reports import END, recognise  # only with --fail-on-warnings
 
-        clean = _clean(line)
-        said, stamped = _without_printk_prefix(clean)
+        said, stamped = _without_printk_prefix(_clean(line))
         self._stamps |= stamped
         if self._stamps and not stamped:
             return
         report = recognise(said, stamped=stamped)
         if report is not None:
-            on_report(report.kind, _text(clean))
+            on_report(report.kind, _text(said))
         elif said.startswith(END):
             self._on_report_end()
 

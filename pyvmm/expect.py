@@ -117,6 +117,7 @@ class Console:
 
         Raises :class:`ExpectError` after ``timeout`` seconds, or as soon as the guest has ended.
         """
+        __tracebackhide__ = True  # in pytest's report: the caller's line is what matters
         compiled = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
         _, found = self._wait_for(compiled, monotonic() + timeout)
         if found is None:
@@ -129,6 +130,7 @@ class Console:
         Raises :class:`ExpectError` if the guest doesn't take all of it in ``timeout`` seconds, or
         has ended.
         """
+        __tracebackhide__ = True
         data = text.encode() if isinstance(text, str) else text
         taken = self._send_bytes(data, monotonic() + timeout)
         if taken < len(data):
@@ -143,6 +145,7 @@ class Console:
         Raises ValueError if the command can't be typed at a terminal, and :class:`ExpectError` if
         it doesn't end in ``timeout`` seconds.
         """
+        __tracebackhide__ = True
         quoted = shlex.quote(command)
         if len(quoted) > MAX_COMMAND or _CONTROL.search(command) or "\t" in command:
             raise ValueError(

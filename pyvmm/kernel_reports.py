@@ -2,7 +2,7 @@
 panic: what ``--fail-on-warnings`` looks for.
 
 They are known by their first lines, taken from the kernel's own format strings; the source file of
-each stands beside it. Some have changed over the years, and then all forms since Linux 4.4 are here.
+each stands beside it. Some have changed over the years; all forms since Linux 4.4 are here.
 
 A line counts only from its beginning, behind what printk puts there (see
 :mod:`pyvmm.console_watch`). What an ordinary boot prints is no report: ``[Firmware Bug]: …``,
@@ -116,7 +116,7 @@ REPORTS = (
     KernelReport(  # whatever else dies: invalid opcode, divide error, control protection fault
         "oops",
         "arch/x86/kernel/dumpstack.c",
-        rb"(?:Oops: )?[A-Za-z][^:\[]{1,80}(?::[^:\[]{1,60})?: [0-9a-f]{4,8} \[#\d+\]",
+        rb"(?:Oops: )?[A-Za-z][^:\[]{1,80}: [0-9a-f]{4,8} \[#\d+\]",
     ),
     KernelReport(
         "warning",

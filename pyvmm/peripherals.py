@@ -113,7 +113,6 @@ class Peripherals:
         board.plug(device, config.transport)
 
     def _plug_net(self, config: NetConfig, tap: Tap | FaultyTap, board: Board) -> None:
-        from pyvmm.backends.tap import Tap
         from pyvmm.virtio.net import NetDevice, made_up_mac
 
         index = len(self.nets)
@@ -130,7 +129,10 @@ class Peripherals:
             name=f"net{index}",
             on_error=board.requests.failed,
         )
-        if not isinstance(tap, Tap):
+        if config.faults is not None:
+            from pyvmm.backends.faulty_tap import FaultyTap
+
+            assert isinstance(tap, FaultyTap)
             tap.start(device.send_failed, board.requests.failed)
             self._resources.callback(_sum_up, tap, board.wiring.faults)
         self.nets.append(device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 from collections.abc import Generator, Iterator, Sequence
@@ -27,6 +26,7 @@ import pytest
 if TYPE_CHECKING:
     from pyvmm.api import Machine
     from pyvmm.hostcheck import Finding
+    from pyvmm.results import Results
 
 DEFAULT_TIMEOUT = 120.0
 """In seconds, for a machine. Most kernels boot in a few; most hosts of CI are slow and busy."""
@@ -160,15 +160,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """What tells different paths apart: the file's name, with as many directories as it takes."""
-    tails = [list(Path(path).parts[-1:]) for path in paths]
-    clashing = True
-    while clashing:
-        clashing = False
-        for path, tail in zip(paths, tails, strict=True):
-            parts = Path(path).parts
-            if tails.count(tail) > 1 and len(tail) < len(parts):
-                clashing = True
-                tail.insert(0, parts[-1 - len(tail)])
+    wholes = [Path(path).parts for path in paths]
+    tails = [whole[-1:] for whole in wholes]
+    while len(set(tails)) < len(tails):
+        tails = [
+            whole[-1 - len(tail) :] if tails.count(tail) > 1 else tail
+            for whole, tail in zip(wholes, tails, strict=True)
+        ]
     return [str(Path(*tail)) for tail in tails]
 
 
@@ -210,6 +208,7 @@ class MachineFactory:
         self._settings = _settings(request.config)
         self._test: str = request.node.nodeid
         self._kernel = kernel
+        self._kept = 0
         self.machines: list[Machine] = []
         request.node.stash[MACHINES] = self.machines
 
@@ -232,13 +231,34 @@ class MachineFactory:
         from pyvmm.api import Machine  # only now: see above
         from pyvmm.errors import PyvmmError
 
+        results = self._results()
         try:
-            machine = Machine(path, **options)
+            machine = Machine(path, **options, results=results)
         except PyvmmError as error:
+            if results is not None:
+                results.record.close()
+                results.failed(error)
             raise error.with_traceback(None) from None  # it says all; our insides don't matter
         self.machines.append(machine)
         machine.start()
         return machine
+
+    def _results(self) -> Results | None:
+        """The files that are to be kept of the next machine."""
+        if self._settings.keep_logs is None:
+            return None
+        from pyvmm.console_log import ConsoleLog, LogConfig
+        from pyvmm.record import Record
+        from pyvmm.results import Results
+
+        self._kept += 1
+        number = f"-{self._kept}" if self._kept > 1 else ""
+        path = os.path.join(self._settings.keep_logs, file_name(self._test) + number)
+        record = Record(whole_process=False)
+        results = Results({"--json": f"{path}.json"}, self._test, record)
+        results.begin()
+        record.log = ConsoleLog(LogConfig(f"{path}.log"))
+        return results
 
     def require_host(self, kernel: str | None = None, hardware_kvm: bool | None = None) -> None:
         """Skip the test if this host can't run guests, or not the one with ``kernel``."""
@@ -275,10 +295,7 @@ class MachineFactory:
 
     def __exit__(self, *exception: object) -> None:
         with ExitStack() as all_of_them:
-            for number, machine in enumerate(self.machines, 1):
-                if self._settings.keep_logs is not None:
-                    directory = Path(self._settings.keep_logs)
-                    all_of_them.callback(_keep, machine, directory, self._test, number)
+            for machine in self.machines:
                 all_of_them.callback(machine.close)
 
 
@@ -297,6 +314,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         name = os.path.basename(machine.config.kernel)
         guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
         _attach(report, machine, guest)
+        # A JUnit file has a test's output as the report on its last phase tells it.
+        title, console = report.sections[-1]
+        item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
 
 
 def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:
@@ -308,8 +328,15 @@ def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:
         add_to_failure(f"outcome of {guest}", outcome, "-")
     else:
         report.sections.append((f"outcome of {guest}", outcome))
+    if not _explained(machine):
+        report.sections.append((f"last exits of {guest}", _guarded(_exits, machine)))
     report.sections.append((f"Captured stdout of {guest}", _guarded(_console, machine)))
-    report.sections.append((f"last exits of {guest}", _guarded(_exits, machine)))
+
+
+def _explained(machine: Machine) -> bool:
+    """Whether the outcome's report has all the last exits: a crash's has its vCPU's."""
+    outcome = machine.outcome
+    return outcome is not None and outcome.reason.name == "CRASH" and len(machine.vcpus) == 1
 
 
 def _guarded(tell: Any, machine: Machine) -> str:
@@ -344,23 +371,6 @@ def _exits(machine: Machine) -> Iterator[str]:
     for vcpu in machine.vcpus:
         yield f"vCPU {vcpu.number}, oldest first:"
         yield from (f"  {line}" for line in vcpu.recent_exits())
-
-
-def _keep(machine: Machine, directory: Path, test: str, number: int) -> None:
-    """Write what is kept of a machine that has been closed, the ``number``th of the test."""
-    outcome = machine.outcome
-    assert outcome is not None
-    facts = {
-        "test": test,
-        "kernel": os.fspath(machine.config.kernel),
-        **outcome._asdict(),
-        "reason": outcome.reason.name.lower(),
-        "status": outcome.status,
-        "sentence": outcome.sentence,
-    }
-    name = file_name(test) + (f"-{number}" if number > 1 else "")
-    (directory / f"{name}.log").write_text(machine.console.output)
-    (directory / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def file_name(test: str) -> str:

@@ -75,6 +75,17 @@ class Symbols:
             raise ImageError(f"symbol file {file.name} has no symbols", "was it stripped?")
         return cls(symbols)
 
+    @classmethod
+    def of_kernel(cls, path: str | os.PathLike[str]) -> Symbols:
+        """Those that a kernel's own file has: none if it isn't ELF, or was stripped."""
+        try:
+            with ImageFile(path) as image:
+                if image.read(0, len(ELF_MAGIC)) == ELF_MAGIC:
+                    return cls.load(path)
+        except ImageError:
+            pass  # whoever boots from it says better what is wrong with it
+        return cls([])
+
     def __len__(self) -> int:
         return len(self._symbols)
 

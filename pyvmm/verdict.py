@@ -20,8 +20,9 @@ from pyvmm.outcome import Outcome, Reason
 
 QUIET_NS = 250_000_000
 """A panic's first line, or another report's, doesn't end the run at once, so that the register dump
-and stack trace behind it are printed, and what may follow from it: after an oops often a panic. They
-are over when the consoles have been silent for so long. A panic's last line ends the run at once."""
+and stack trace behind it are printed, and what may follow from it: after an oops often a panic.
+That is over when the consoles have been silent for so long; a panic's last line ends the run at
+once."""
 
 MOST_REPORT_NS = 3_000_000_000
 """How long that takes at most, if the guest goes on talking."""
@@ -41,13 +42,22 @@ class Expectations(NamedTuple):
     ``timeout`` is in seconds; ``expect`` and ``fail_on`` are searched in each line of the guest's
     consoles, and in a line that isn't finished yet (a prompt). With ``fail_on_warnings`` a line
     must not be the beginning of a kernel's report of a problem either (an oops, a warning, a
-    lockdep or sanitizer report …): see :mod:`pyvmm.kernel_reports`.
+    lockdep or sanitizer report …): see :mod:`pyvmm.kernel_reports`. ``talkative`` says that the
+    kernel prints something before it reboots, so that a reboot without a word is no good end.
     """
 
     timeout: float | None = None
     expect: re.Pattern[bytes] | None = None
     fail_on: tuple[re.Pattern[bytes], ...] = ()
     fail_on_warnings: bool = False
+    talkative: bool = False
+
+
+def is_talkative(command_line: str) -> bool:
+    """Whether a kernel with this command line prints something before it reboots: it has a console,
+    and reboots after a panic only."""
+    words = command_line.split()
+    return all(any(w.startswith(each) for w in words) for each in ("console=", "panic=-"))
 
 
 class Match(NamedTuple):
@@ -58,6 +68,14 @@ class Match(NamedTuple):
     pattern: str
     line: str
 
+
+SILENT_REBOOT = (
+    "guest rebooted without printing anything, as a kernel does that panics before its console is"
+    " up (--append earlyprintk=ttyS0 shows more),"
+)
+EARLY_CONSOLE_ADVICE = (
+    "the guest printed nothing; with --append earlyprintk=ttyS0 Linux does from its first step on"
+)
 
 REASONS = {EXPECT: Reason.EXPECTED, FAIL_ON: Reason.FAILED, FAIL_ON_WARNINGS: Reason.WARNED}
 
@@ -179,6 +197,8 @@ class Verdict:
         if self.match is not None:
             reason, detail = REASONS[self.match.option], _quote(self.match.line)
             return outcome._replace(reason=reason, detail=detail, report=(), vcpus=())
+        if outcome.reason is Reason.REBOOT and self._expectations.talkative and self.silent:
+            return outcome._replace(reason=Reason.MISSED, detail=SILENT_REBOOT)
         ended_by_itself = outcome.reason in (Reason.POWER_OFF, Reason.REBOOT)
         expect = self._expectations.expect
         if ended_by_itself and expect is not None:
@@ -187,31 +207,37 @@ class Verdict:
         if outcome.reason is Reason.TIMEOUT and not outcome.detail:
             outcome = outcome._replace(detail=self._standstill(outcome))
         gave_up = outcome.reason in (Reason.TIMEOUT, Reason.INTERRUPTED)
-        return _explain_silence(outcome) if gave_up and self.silent else outcome
+        if gave_up and self.silent:
+            return _explain_silence(outcome, self._expectations.talkative)
+        return outcome
 
     def _standstill(self, outcome: Outcome) -> str:
         """Where the guest hangs, in a few words: the vCPU that is at work, and the last line."""
         busy = [vcpu for vcpu in outcome.vcpus if vcpu["state"] == "running"]
         where = ""
-        for vcpu in (busy or list(outcome.vcpus))[:1]:
-            registers = vcpu["registers"] or {}
-            where = f"vCPU {vcpu['id']} {vcpu['state']} at {registers.get('rip', 0):#x}"
+        known = [vcpu for vcpu in outcome.vcpus if vcpu["registers"] is not None]
+        for vcpu in (busy or known)[:1]:
+            where = f"vCPU {vcpu['id']} {vcpu['state']} at {vcpu['registers']['rip']:#x}"
             if len(busy) > 1:
                 where += f" and {len(busy) - 1} more running"
-        lines = [line for watch in self.watches for line in watch.tail() if line.strip()]
+        lines = [
+            line for watch in self.watches for line in watch.tail() if any(map(str.isalnum, line))
+        ]
         said = f"last line {_quote(lines[-1])}" if lines else "nothing printed"
-        return ", ".join(filter(None, (where, said)))
+        return "".join(f"{words}, " for words in (where, said) if words).rstrip()
 
 
-def _explain_silence(outcome: Outcome) -> Outcome:
+def _explain_silence(outcome: Outcome, talkative: bool) -> Outcome:
     """A stock kernel on software KVM doesn't always crash: it may stand still before its first
     word, and leave its user to wonder."""
     from pyvmm.crash import SOFTWARE_KVM_ADVICE
     from pyvmm.kvm.system import host_has_hardware_kvm
 
-    if host_has_hardware_kvm():
-        return outcome
-    return outcome._replace(report=(*outcome.report, *SOFTWARE_KVM_ADVICE))
+    if not host_has_hardware_kvm():
+        outcome = outcome._replace(report=(*outcome.report, *SOFTWARE_KVM_ADVICE))
+    elif talkative:
+        outcome = outcome._replace(report=(*outcome.report, EARLY_CONSOLE_ADVICE))
+    return outcome
 
 
 def _quote(line: str) -> str:

@@ -68,6 +68,50 @@ static void panic_and_reboot(void)
     reset_by_i8042();
 }
 
+/* As where the console is slow: the message comes after the device has been told. */
+static void tell_pvpanic_and_panic(void)
+{
+    outb(PVPANIC, 1);
+    panic();
+}
+
+/* As Linux reports it. */
+static void print_oops(void)
+{
+    print("[    0.100000][    T1] BUG: kernel NULL pointer dereference, address: 0000000000000010\n"
+          "[    0.100001][    T1] Oops: 0002 [#1] PREEMPT SMP\n"
+          "[    0.100002][    T1]  do_one_initcall+0x56/0x220\n"
+          "[    0.100003][    T1] ---[ end trace 0000000000000000 ]---\n");
+}
+
+static void oops_and_go_on(void)
+{
+    print_oops();
+    print("[    0.200000][    T1] and yet it runs\n");
+    stand_still();
+}
+
+static void oops_and_panic(void)
+{
+    print_oops();
+    panic();
+}
+
+static void run_in_circles(void)
+{
+    print("[    0.100000] last words\n");
+    for (;;)
+        ;
+}
+
+/* What a terminal, an XML parser and a UTF-8 decoder choke on. */
+static void print_poison(void)
+{
+    print("\x1b[31mred\x1b[0m ]]> <b>&amp; \"quoted\"\x01\x08 \xff\xfe \xed\xa0\x80"
+          " \xef\xbf\xbf\r\n\tend");
+    power_off();
+}
+
 static void wait_for_the_power_button(void)
 {
     print("waiting\n");
@@ -135,6 +179,11 @@ static const struct {
     { "triple-fault", fault_thrice },
     { "popcnt", run_what_software_kvm_lacks },
     { "panic-reboot", panic_and_reboot },
+    { "pvpanic-first", tell_pvpanic_and_panic },
+    { "oops-panic", oops_and_panic },
+    { "oops", oops_and_go_on },
+    { "circles", run_in_circles },
+    { "poison", print_poison },
     { "panic", panic },
     { "power-button", wait_for_the_power_button },
     { "pvpanic", tell_pvpanic },

@@ -1,6 +1,7 @@
 /*
  * Long mode: a driver for the thermometer of guests/devices, which is at the ports `base=` and
- * interrupts at IRQ 5, by the IOAPIC. It waits for the alarm, three times.
+ * interrupts at IRQ 5, by the IOAPIC. It waits for the alarm, three times; with `reboot`, all of it
+ * once more after a reset.
  */
 #include "apic.h"
 #include "boot.h"
@@ -9,6 +10,7 @@
 
 #define IRQ 5
 #define VECTOR 0x50
+#define NVRAM_REBOOTED 0x40 /* in the CMOS, which a battery keeps */
 
 enum { TEMP, LIMIT, STATUS };
 
@@ -42,4 +44,9 @@ void guest_main(const uint8_t *zero_page)
         check_between("it is warmer now", inb(base + TEMP), before + 2, 255);
     }
     check_equal("the alarm is taken back", inb(base + STATUS), 0);
+    outb(CMOS_INDEX, NVRAM_REBOOTED);
+    if (command_line_has(zero_page, "reboot") && inb(CMOS_DATA) != 1) {
+        outb(CMOS_DATA, 1);
+        outb(RESET_CONTROL, 0x06);
+    }
 }

@@ -36,9 +36,11 @@ DAMAGED_FROM = VNET_HEADER_SIZE + 14
 
 
 class Direction:
-    """Packets from ``source`` to ``sink``, two descriptors that don't block."""
+    """Packets from ``source`` to ``sink``, two descriptors that don't block; ``name`` is for the
+    summary."""
 
-    def __init__(self, source: int, sink: int, chances: Chances, seed: str) -> None:
+    def __init__(self, name: str, source: int, sink: int, chances: Chances, seed: str) -> None:
+        self.name = name
         self.source = source
         self.sink = sink
         self.readable = self.writable = True
@@ -120,7 +122,7 @@ class Direction:
             )
             if count
         ]
-        return f"{', '.join(faults) or 'nothing done'} of {self.packets}"
+        return ", ".join([f"{self.packets} {self.name}", *faults])
 
 
 class FaultyTap:
@@ -142,8 +144,11 @@ class FaultyTap:
         self._from_guest: list[Direction] = []
         for queue, (fd, (_, end)) in enumerate(zip(tap.fds, self._pairs, strict=True)):
             seed = f"{faults.seed}/{queue}"
-            self._to_guest.append(Direction(fd, end.fileno(), faults.rx, f"{seed}/rx"))
-            self._from_guest.append(Direction(end.fileno(), fd, faults.tx, f"{seed}/tx"))
+            card = end.fileno()
+            self._to_guest.append(
+                Direction("packets to the guest", fd, card, faults.rx, f"{seed}/rx")
+            )
+            self._from_guest.append(Direction("from it", card, fd, faults.tx, f"{seed}/tx"))
         self._thread: NamedThread | None = None
 
     def start(
@@ -184,11 +189,11 @@ class FaultyTap:
     def summary(self) -> str:
         """What was done to the guest's packets, in a line."""
         parts = [
-            f"{what} {direction.summary()}"
-            for what, directions in (("to", self._to_guest), ("from", self._from_guest))
-            for direction in directions
+            direction.summary()
+            for pair in zip(self._to_guest, self._from_guest, strict=True)
+            for direction in pair
         ]
-        return f"{self.name}: packets {'; '.join(parts)}; seed {self._faults.seed}"
+        return f"{self.name}: {'; '.join(parts)}; seed {self._faults.seed}"
 
     # The thread.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +11,10 @@ from pyvmm.config import DEFAULT_MEMORY, ENTRIES, ON_REBOOT, MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.options import TRANSPORTS, format_size, parse_seconds
 from pyvmm.supervisor import Supervisor
-from pyvmm.verdict import Expectations, compile_patterns
+from pyvmm.verdict import Expectations, compile_patterns, is_talkative
+
+if TYPE_CHECKING:
+    from pyvmm.record import Record
 
 FILE = click.Path(readable=False)
 """For shell completion; what is wrong with a file, whoever opens it says better."""
@@ -47,8 +51,8 @@ FILE = click.Path(readable=False)
     "--name",
     default="",
     metavar="TEXT",
-    help="The machine's name, from which its cards have their addresses.  [default: the kernel's"
-    " file name]",
+    help="The machine's name, from which its cards have their addresses, and the test's in --junit."
+    "  [default: the kernel's file name]",
 )
 @click.option(
     "--rng",
@@ -154,6 +158,29 @@ FILE = click.Path(readable=False)
     help="End with status 5 if the console prints this; may be repeated.",
 )
 @click.option(
+    "--fail-on-warnings",
+    is_flag=True,
+    help="End with status 5 if the kernel reports a problem: an oops, a BUG, a WARNING, what"
+    " lockdep, KASAN and their like find, a lockup or stall.",
+)
+@click.option(
+    "--log-console",
+    type=FILE,
+    metavar="FILE[,wall=on]",
+    help="Also write what the consoles print to FILE, each line with the seconds since the start;"
+    " with wall=on with the time of day, too.",
+)
+@click.option(
+    "--junit", type=FILE, metavar="FILE", help="Write the run's result to FILE, as a JUnit test."
+)
+@click.option(
+    "--json",
+    type=FILE,
+    metavar="FILE|-",
+    help="Write the run's result to FILE, or to stdout, as JSON. With '-' the first serial port"
+    " goes to null, unless --serial says otherwise.",
+)
+@click.option(
     "--on-reboot",
     type=click.Choice(ON_REBOOT),
     default="exit",
@@ -183,6 +210,13 @@ FILE = click.Path(readable=False)
     help="Write down every exit, interrupt and disk or network request as it happens: as text, in"
     " FILE.jsonl as JSON lines, in FILE.json for ui.perfetto.dev. With - to standard output, and"
     " COM1 goes to null, unless --serial says otherwise. May be repeated.",
+)
+@click.option(
+    "--report",
+    type=FILE,
+    metavar="FILE.html",
+    help="When the run has ended, however it does, write a page of charts about it: where the time"
+    " went, who made the exits. See `pyvmm report`.",
 )
 @click.option(
     "--trace-filter",
@@ -227,6 +261,8 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img -m 1G -c 2 -a quiet
       pyvmm run -k vmlinux -d root.raw,readonly=on -a "ro init=/bin/sh"
       pyvmm run -k bzImage -i initrd.img --timeout 60 --expect "login: "
+      pyvmm run -k bzImage --fail-on-warnings --junit boot.xml --log-console boot.log
+      pyvmm run -k bzImage -d disk.raw --report boot.html --timeout 60
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
@@ -239,45 +275,79 @@ def run(**options: Any) -> None:
       2    usage
       3    the guest's kernel panicked
       4    the guest crashed: triple fault, KVM internal error, failed entry
-      5    the guest ended without --expect, or --fail-on came
+      5    the guest ended without --expect, or what --fail-on or --fail-on-warnings looks for came
       124  --timeout ran out
       130  interrupted from the terminal (128 + n: by signal n; 143: by SIGTERM, if the guest
            didn't power off by itself)
       2v+1 the guest wrote v to the debug exit port
     """
+    if any(options[name] is not None for name in ("json", "junit", "log_console")):
+        from pyvmm.cli.files import run_with_files  # only now: most runs want none
+
+        status = run_with_files(options, _prepare)
+    else:
+        supervisor = _prepare(options)
+        outcome = supervisor.run()
+        supervisor.report(outcome)
+        status = outcome.status
+    click.get_current_context().exit(status)
+
+
+def _prepare(options: dict[str, Any], record: Record | None = None) -> Supervisor:
+    """What the options ask for; nothing runs yet."""
     traces = _parse_traces(options)
     config = MachineConfig.parse(options)
+    words = config.command_line.split()
     timeout, expect = options["timeout"], options["expect"]
     expectations = Expectations(
         timeout=None if timeout is None else parse_seconds(timeout, "--timeout"),
         expect=None if expect is None else compile_patterns("--expect", [expect])[0],
         fail_on=compile_patterns("--fail-on", options["fail_on"]),
+        fail_on_warnings=options["fail_on_warnings"],
+        talkative=is_talkative(config.command_line),
     )
-    supervisor = Supervisor(config, expectations)
+    supervisor = Supervisor(config, expectations, record)
+    if expectations.fail_on_warnings and "quiet" in words and "loglevel=" not in " ".join(words):
+        supervisor.say("--fail-on-warnings: 'quiet' hides most of them; 'quiet loglevel=5' doesn't")
     if options["step"]:
         from pyvmm.step.prompt import Prompt  # here, because few runs want it
 
         supervisor.use_prompt(Prompt(options["kernel"], options.get("symbols")))
     if traces:
-        from pyvmm.trace.tracer import Tracer  # likewise
+        _use_tracer(supervisor, traces, options)
+    return supervisor
 
-        inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
-        supervisor.use_tracer(
-            Tracer.open(*traces, symbols=options["symbols"], inputs=inputs, say=supervisor.say)
-        )
-    outcome = supervisor.run()
-    supervisor.report(outcome)
-    click.get_current_context().exit(outcome.status)
+
+def _use_tracer(supervisor: Supervisor, wanted: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Have the run traced, into the files that are wanted, and for the report if one is."""
+    from pyvmm.trace.tracer import Tracer  # here, because few runs want it
+
+    traces, filters = wanted
+    config, report = supervisor.config, None
+    inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
+    if options["report"] is not None:
+        from pyvmm.report.of_run import RunReport
+        from pyvmm.trace.config import TraceConfig
+
+        outputs = (options["json"], options["junit"], *(trace.path for trace in traces))
+        report = RunReport(options["report"], (*inputs, *outputs))
+        traces = [*traces, TraceConfig(report.trace, "jsonl")]
+    tracer = Tracer.open(
+        traces, filters, symbols=options["symbols"], inputs=inputs, say=supervisor.say
+    )
+    if report is not None:
+        tracer.on_closed = partial(report.write, supervisor.say)
+    supervisor.use_tracer(tracer)
 
 
 def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
     """The traces and their filters, if any are wanted. One to standard output takes the place of
     the serial port that would go there."""
-    if not options["traces"]:
+    if not options["traces"] and options["report"] is None:
         if options["trace_filters"]:
             raise ConfigError("--trace-filter: there is nothing to filter", "add --trace FILE")
         if options["symbols"] is not None and not options["step"]:
-            raise ConfigError("--symbols is for --trace and --step, and neither is there")
+            raise ConfigError("--symbols is for --trace, --report and --step, and none is there")
         return ()
     from pyvmm.trace.config import (
         STDOUT,

@@ -24,7 +24,7 @@ PHASE_TITLES = {
 IN_A_SENTENCE = {
     "setup": "PyVMM's set-up",
     "entry": "the guest before its first console line",
-    "console": "the kernel from there to user space",
+    "console": "the kernel from its first line to user space",
     "init": "user space",
     "shutdown": "the shutdown",
     "reset": "resets",
@@ -103,9 +103,12 @@ def _share(totals: Totals) -> list[str]:
     vcpus = max(len(totals.vcpus), 1)
     whose = "the vCPU's time" if vcpus == 1 else f"the {vcpus} vCPUs' time"
     available = max(totals.end_ns * vcpus, 1)
+    busiest = max(totals.devices.values(), key=lambda device: device.took)
+    name = printable(busiest.name)
+    most = f"{percent(busiest.took, totals.took)} of that for {name}"
     return [
         f"PyVMM took {duration(totals.took)}, {percent(totals.took, available)} of {whose}, to"
-        f" answer {plural(totals.exits, 'exit')}; for the rest the guest ran or was idle."
+        f" answer {plural(totals.exits, 'exit')}, {most}; for the rest the guest ran or was idle."
     ]
 
 
@@ -169,7 +172,7 @@ def percent(part: float, whole: float) -> str:
     """``12 %``, with a digit more for little."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 0.1:
-        return f"under 0.1{NBSP}%"
+        return f"<{NBSP}0.1{NBSP}%"
     return f"{share:.{1 if 0 < share < 9.95 else 0}f}{NBSP}%"
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pyvmm.report import summary
 from pyvmm.report.chart_data import CHARTED_QUEUES
 from pyvmm.report.summary import duration, percent, plural, size
-from pyvmm.report.timebins import BINS, HISTOGRAM_BINS
+from pyvmm.report.timebins import BINS, HISTOGRAM_BINS, TimeBins
 from pyvmm.report.totals import (
     MAX_DEVICES,
     MAX_PHASES,
@@ -27,7 +27,8 @@ from pyvmm.report.totals import (
 
 HOTTEST = 20
 LISTED_QUEUES = 24
-LISTED_DEVICES = 24
+LISTED_DEVICES = 12
+LISTED_VECTORS = 32
 LISTED_PHASES = 30
 
 
@@ -136,6 +137,10 @@ def _share(part: int, whole: int) -> Cell:
     )
 
 
+def _rate(a_second: float) -> str:
+    return f"{a_second:,.0f}" if a_second >= 10 else f"{a_second:.2g}"
+
+
 def _who(name: str) -> str:
     return f"({name})" if name in (NOBODY, OTHERS) else name
 
@@ -173,13 +178,26 @@ def devices(totals: Totals) -> str:
         Column("Time in PyVMM", "number"), Column("Share", "number"), Column("An exit", "number"),
         Column("Slowest", "number"),
     )  # fmt: skip
-    devices = sorted((d for d in totals.devices.values() if d.exits), key=lambda d: -d.took)
+    found = sorted((d for d in totals.devices.values() if d.exits), key=lambda d: -d.took)
+    devices = [*found[:LISTED_DEVICES], *_rest(found[LISTED_DEVICES:])]
     rows = [
         (_who(d.name), f"{d.exits:,}", _share(d.exits, totals.exits), duration(d.took),
          _share(d.took, totals.took), duration(d.took / d.exits), duration(d.slowest))
-        for d in devices[:LISTED_DEVICES]
+        for d in devices
     ]  # fmt: skip
     return _table("Exits and time in PyVMM by device", columns, rows)
+
+
+def _rest(devices: Sequence[Device]) -> list[Device]:
+    """Those that are left, as one."""
+    if len(devices) < 2:
+        return list(devices)
+    rest = Device(f"{len(devices)} others", TimeBins())
+    for device in devices:
+        rest.exits += device.exits
+        rest.took += device.took
+        rest.slowest = max(rest.slowest, device.slowest)
+    return [rest]
 
 
 def vcpus(totals: Totals) -> str:
@@ -198,20 +216,24 @@ def vcpus(totals: Totals) -> str:
 
 def registers(totals: Totals) -> str:
     columns = (
-        Column("Register"), Column("Exits", "number"), Column("Share", "number"),
-        Column("Device"), Column("Access"), Column("Time in PyVMM", "number"),
-        Column("An exit", "number"), Column("Slowest", "number"),
+        Column("Register"), Column("Exits", "number"), Column("Share", "number"), Column("Access"),
+        Column("Time in PyVMM", "number"), Column("An exit", "number"), Column("Slowest", "number"),
     )  # fmt: skip
     hottest = sorted(totals.sites.items(), key=lambda item: -item[1].count)[:HOTTEST]
     rows = [
-        (register or reason, f"{site.count:,}", _share(site.count, totals.exits),
-         _who(site.device.name), f"{reason} {access}", duration(site.took),
+        (_register(site.device, register or reason), f"{site.count:,}",
+         _share(site.count, totals.exits), f"{reason} {access}", duration(site.took),
          duration(site.took / site.count), duration(site.slowest))
         for (reason, _, register, access), site in hottest
     ]  # fmt: skip
     return _table(_hottest("registers", rows), columns, rows) or _nothing(
         "The trace has no exits in it."
     )
+
+
+def _register(device: Device, register: str) -> Cell:
+    """Its name, and whose it is."""
+    return Cell(f'{text(register)} <span class="soft">{text(_who(device.name))}</span>')
 
 
 def addresses(totals: Totals) -> str:
@@ -222,19 +244,23 @@ def addresses(totals: Totals) -> str:
         row[1] += took
         row[2].append((count, device))
     columns = (
-        Column("Address", "mono"), Column("Exits", "number"), Column("Share", "number"),
-        Column("Symbol" if totals.symbols else "Symbol (none: no --symbols)", "mono"),
-        Column("For"), Column("Time in PyVMM", "number"),
+        Column("Symbol" if totals.symbols else "Address", "mono"), Column("Exits", "number"),
+        Column("Share", "number"), Column("For"), Column("Time in PyVMM", "number"),
+        Column("Address", "mono"),
     )  # fmt: skip
     hottest = sorted(found.items(), key=lambda item: -item[1][0])[:HOTTEST]
     rows = [
-        (f"{rip:#x}", f"{count:,}", _share(count, totals.exits), totals.symbols.get(rip, ""),
-         _for_devices(devices), duration(took))
+        (totals.symbols.get(rip) or f"{rip:#x}", f"{count:,}", _share(count, totals.exits),
+         _for_devices(devices), duration(took), f"{rip:#x}")
         for rip, (count, took, devices) in hottest
     ]  # fmt: skip
-    return _table(_hottest("guest addresses", rows), columns, rows) or _nothing(
-        "The trace has no exits in it."
-    )
+    if not rows:
+        return _nothing("The trace has no exits in it.")
+    caption = _hottest("guest addresses", rows)
+    if totals.symbols:
+        return _table(caption, columns, rows)
+    hint = "With --symbols vmlinux, when the run is traced, they have names."
+    return _table(caption, columns[:-1], [row[:-1] for row in rows]) + _nothing(hint)
 
 
 def _hottest(what: str, rows: Sequence[object]) -> str:
@@ -259,8 +285,8 @@ def interrupts(totals: Totals) -> str:
     )  # fmt: skip
     seconds = max(totals.end_ns, 1) / 1e9
     rows = [
-        (_who(name), vector, f"{count:,}", _share(count, total), f"{count / seconds:,.1f}")
-        for count, name, vector in counted[: 2 * LISTED_DEVICES]
+        (_who(name), vector, f"{count:,}", _share(count, total), _rate(count / seconds))
+        for count, name, vector in counted[:LISTED_VECTORS]
     ]
     return _table("Interrupts by device and vector", columns, rows) or _nothing(
         "The trace has no interrupts in it."
@@ -301,6 +327,8 @@ def about(totals: Totals) -> str:
         "Percentiles are right to within a tenth.",
         "Time in PyVMM is from an exit to the guest's going on. What device threads do beside"
         " that is in the latency of the requests.",
+        "Interrupts that KVM makes by itself in the host's kernel, those of the local timers and"
+        " between vCPUs, aren't in a trace.",
         *_cuts(totals),
     ]
     return "<ul>" + "".join(f"<li>{text(note)}</li>" for note in notes) + "</ul>"

@@ -214,11 +214,12 @@ class Totals:
         took, rip = event["took"], event["rip"]
         if type(took) is not int or type(rip) is not int or not 0 <= took < MAX_NS:
             raise ValueError(took)
-        register = event.get("register")
-        if not register:
+        register, device_name = event.get("register", ""), event.get("device", "")
+        if not (register and device_name):
             address = event.get("address")
-            register = "" if not address else f"{address:#x}"
-        key = (event["reason"], event.get("device", ""), register, event.get("access", ""))
+            if address:
+                register = f"{register} {address:#x}".strip()
+        key = (event["reason"], device_name, register, event.get("access", ""))
         site = self.sites.get(key)
         if site is None:
             site = self._new_site(key)
@@ -304,12 +305,11 @@ class Totals:
         if type(name) is not str or type(number) is not int:
             raise TypeError(name)
         queue = self.queues.get((name, number))
+        if queue is None and len(self.queues) >= MAX_QUEUES:
+            name, number = OTHERS, 0
+            queue = self.queues.get((name, number))
         if queue is None:
-            if len(self.queues) >= MAX_QUEUES:
-                name, number = OTHERS, 0
-            queue = self.queues.setdefault(
-                (name, number), Queue(self.bins, name[:MAX_NAME], number)
-            )
+            queue = self.queues[name, number] = Queue(self.bins, name[:MAX_NAME], number)
             self._device(name)
         return queue
 

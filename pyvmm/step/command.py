@@ -86,7 +86,10 @@ class Command(NamedTuple):
 
 def parse(line: str) -> Command:
     """A line that isn't blank. Raises CommandError."""
-    word, _, rest = line.strip().partition(" ")
+    match = re.fullmatch(r"\s*(\S+)(?:\s(.*?))?\n?", line, re.DOTALL)
+    if match is None:
+        raise CommandError("there is no command")
+    word, rest = match[1], match[2] or ""
     word, slash, layout = word.partition("/")
     kind = BY_NAME.get(word)
     if kind is None:
@@ -95,7 +98,7 @@ def parse(line: str) -> Command:
     if slash and kind.name not in ("examine", "xp"):
         raise CommandError(f"{word} takes no /{layout}; only x and xp do")
     parser = _PARSERS.get(kind.name, _takes_nothing)
-    return parser(kind, rest if not slash or rest else "", layout)
+    return parser(kind, rest, layout)
 
 
 def _takes_nothing(kind: Kind, rest: str, _: str) -> Command:

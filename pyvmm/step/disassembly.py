@@ -34,6 +34,8 @@ class Instruction(NamedTuple):
     mnemonic: str
     operands: str
     target: int | None = None
+    jumps: bool = False
+    """Whether it may lead anywhere: a jump, call or return."""
 
     @property
     def text(self) -> str:
@@ -76,12 +78,17 @@ class Disassembler:
             return None
         target = None
         groups = self._capstone
-        if found.group(groups.CS_GRP_JUMP) or found.group(groups.CS_GRP_CALL):
-            operand = found.operands[0] if found.operands else None
+        jumps = any(
+            found.group(group)
+            for group in (groups.CS_GRP_JUMP, groups.CS_GRP_CALL, groups.CS_GRP_RET)
+        )
+        jumps = jumps or found.mnemonic.startswith(("iret", "sys", "loop", "j"))
+        if jumps:
+            operand = found.operands[-1] if found.operands else None
             if operand is not None and operand.type == self._x86.X86_OP_IMM:
                 target = operand.imm & (1 << bits) - 1
         mnemonic, operands = found.mnemonic, found.op_str
-        return Instruction(address, offset, bytes(found.bytes), mnemonic, operands, target)
+        return Instruction(address, offset, bytes(found.bytes), mnemonic, operands, target, jumps)
 
     def _decode(self, code: bytes, offset: int, bits: int) -> Any:
         return next(self._engines[bits].disasm(code, offset, 1), None)

@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pyvmm.backends.streams import StreamBackend
-from pyvmm.boot.image import ImageFile
-from pyvmm.boot.kind import ELF_MAGIC
-from pyvmm.errors import GuestMemoryError, ImageError
+from pyvmm.errors import GuestMemoryError
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
@@ -98,7 +96,9 @@ class Prompt:
 
     def __init__(self, kernel: str, symbol_file: str | None = None) -> None:
         Disassembler()
-        self._symbols = _symbols_of(kernel) if symbol_file is None else Symbols.load(symbol_file)
+        self._symbols = (
+            Symbols.of_kernel(kernel) if symbol_file is None else Symbols.load(symbol_file)
+        )
         self._screen = Screen(self._symbols, colour=wants_colour(sys.stdout))
         self._guest = GuestLines()
         self._typing: int | None = None  # where the guest's input goes
@@ -149,13 +149,14 @@ class Prompt:
 
     @contextmanager
     def _signals(self, timeout: float | None) -> Iterator[None]:
-        """Ctrl-C interrupts what waits, be it for the guest or for the user; so does the timeout."""
+        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout."""
 
         def handle(number: int, _: FrameType | None) -> None:
             self._interrupted = True
             self._expired = self._expired or number == signal.SIGALRM
-            if self._reading or self._stepper.waiting:
+            if self._reading:
                 raise KeyboardInterrupt
+            self._stepper.interrupt()
 
         numbers = [signal.SIGALRM]
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
@@ -175,12 +176,11 @@ class Prompt:
         state = self._stepper.state()
         vcpus = len(self._machine.vcpus)
         interrupts = "on" if state.interrupts_on else "off"
-        show(f"vCPU 0: {state.mode}, interrupts {interrupts}. h lists the commands, q quits.")
+        show(f"The guest begins in {state.mode}, interrupts {interrupts}.")
+        show("h lists the commands, q quits.")
         if vcpus > 1:
-            show(
-                f"There are {vcpus} vCPUs; commands are for vCPU 0 until v N chooses another. While"
-            )
-            show("it steps the others stand still; n, u and c let all of them run.")
+            show(f"There are {vcpus} vCPUs. Commands are for vCPU 0, until v N chooses another.")
+            show("While it steps the others stand still; n, u and c let all of them run.")
         self._show_next()
         if sys.stdin.isatty() and sys.stdout.isatty():
             import readline  # input() has a history then
@@ -325,7 +325,8 @@ class Prompt:
         words = self._why(stop)
         if words:
             show(words)
-        self._show_next()
+        if stop.why != WAITING:
+            self._show_next()
 
     def _why(self, stop: Stop) -> str:
         """Why it stopped, unless that is plain to see."""
@@ -338,14 +339,15 @@ class Prompt:
             return f"{who} has not been started by the guest; it waits for its start-up IPI"
         if stop.why == RESET:
             return "the machine was reset, and the guest boots again"
-        words = {BREAKPOINT: "breakpoint", TIMEOUT: "time is up", PAUSED: "paused"}.get(
-            stop.why, ""
-        )
+        known = {BREAKPOINT: "breakpoint", TIMEOUT: "time is up", PAUSED: "paused"}
+        words = known.get(stop.why, "")
+        if words and stop.after.halted:
+            words += ", while halted"
         return f"{who}: {words}" if words and len(self._machine.vcpus) > 1 else words
 
     def _show_where(self, words: str) -> None:
         state = self._stepper.state()
-        halted = ", halted" if state.halted else ""
+        halted = ", while halted" if state.halted else ""
         who = f"vCPU {self._stepper.vcpu}: " if len(self._machine.vcpus) > 1 else ""
         show(f"{who}{words}{halted}")
         self._show_next()
@@ -463,13 +465,19 @@ class Prompt:
                 raise CommandError(f"there is no vCPU {wanted.number}; the last is {vcpus[-1]}")
             self._stepper.vcpu = wanted.number
             self._previous = None
-            self._show_next()
+            state = self._stepper.state()
+            if not state.running:
+                show(f"vCPU {wanted.number} is {_resting(state)}")
+            if state.running or state.halted:
+                self._show_next()
             return
         for number in vcpus:
             state = self._stepper.state(number)
-            what = "halted" if state.halted else "not started" if not state.running else state.mode
             marker = "→" if number == self._stepper.vcpu else " "
-            show(f"{marker} vCPU {number} at {self._screen.where(state.address, state)}: {what}")
+            where = f" at {self._screen.where(state.address, state)}, {state.mode}"
+            what = "" if state.running else f", {_resting(state)}"
+            started = state.running or state.halted
+            show(f"{marker} vCPU {number}{where if started else ''}{what}")
 
     def _irq(self, wanted: Command) -> None:
         if wanted.text:
@@ -506,12 +514,6 @@ class Prompt:
         return command.evaluate(text, value_of, lambda name: int(state.system[name]["base"]))
 
 
-def _symbols_of(kernel: str) -> Symbols:
-    """The kernel's own, if it has any."""
-    try:
-        with ImageFile(kernel) as image:
-            if image.read(0, len(ELF_MAGIC)) == ELF_MAGIC:
-                return Symbols.load(kernel)
-    except ImageError:
-        pass  # whoever boots from it says better what is wrong with it
-    return Symbols([])
+def _resting(state: CpuState) -> str:
+    """Why a vCPU doesn't run."""
+    return "halted" if state.halted else "not started yet by the guest"

@@ -148,7 +148,7 @@ class Screen:
             old, new = (int.from_bytes(data, "little") for data in (write.before, write.after))
             bits = f"({8 * size} bits)"
             return f"{INDENT}{where}: {old:x} → {self.paint(f'{new:x}', YELLOW)} {bits}"
-        shown = write.after[:16]
+        shown = write.after if size <= 16 else write.after[:12]
         more = f" … ({size} bytes)" if size > len(shown) else ""
         return f"{INDENT}{where}: {self.paint(shown.hex(' '), YELLOW)}{more}"
 

@@ -24,12 +24,14 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
 from pyvmm.bus import Bus, Range
 from pyvmm.errors import GuestMemoryError, KvmError
 from pyvmm.kvm import Vcpu
 from pyvmm.kvm._kvm import lib
+from pyvmm.kvm.system import host_has_hardware_kvm
 from pyvmm.machine import Machine
 from pyvmm.memory import PAGE_SIZE
 from pyvmm.step.cpu_state import RFLAGS_RF, CpuState
@@ -40,6 +42,7 @@ from pyvmm.step.disassembly import (
     Instruction,
     stack_top,
 )
+from pyvmm.step.ring3 import RFLAGS_TF, DebugTrap, return_to_ring_3
 from pyvmm.symbols import Symbols
 from pyvmm.trace.decode import EventDecoder
 from pyvmm.trace.hooks import MAX_BURST
@@ -49,6 +52,10 @@ from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
 
 DEBUG_DETAIL = struct.Struct("<I4xQQQ")
 """kvm_run.debug.arch: exception, pc, dr6, dr7; pc is a linear address."""
+
+FRAME_SEARCH = 24
+"""In how many words from the stack's top the frame of an interrupt is looked for: its handler's
+first instruction may have pushed all registers."""
 
 MAX_BREAKPOINTS = 4
 DR7_FIXED = 1 << 10
@@ -60,6 +67,7 @@ PORT, MMIO = "port", "MMIO"
 STEPPED = "stepped"
 EXIT = "exit"
 BREAKPOINT = "breakpoint"
+REACHED = "reached"
 HALTED = "halted"
 WAITING = "not started"
 TIMEOUT = "timeout"
@@ -130,9 +138,7 @@ class Stepper:
     ``symbols`` make names of addresses.
 
     ``vcpu`` is the number of the one that commands are for: assign another. ``breakpoints`` are
-    linear addresses. ``interrupts`` lets them in while stepping, too. ``waiting`` is true while a
-    KeyboardInterrupt, raised by a signal handler, would do no harm: it ends the waiting and comes
-    out of the method, with all vCPUs paused.
+    linear addresses. ``interrupts`` lets them in while stepping, too.
     """
 
     def __init__(self, machine: Machine, symbols: Symbols | None = None) -> None:
@@ -142,7 +148,9 @@ class Stepper:
         self.vcpu = 0
         self.breakpoints: list[int] = []
         self.interrupts = False
-        self.waiting = False
+        self._waiting = False
+        self._interrupted = False
+        self._native_ring_3 = not host_has_hardware_kvm()
         self._left = threading.Event()
         self._decoder = EventDecoder(0)
         self._decoder.attach(machine.board)
@@ -174,6 +182,13 @@ class Stepper:
                 if self.machine.outcome is None:
                     thread.vcpu.set_guest_debug(0)
             self.machine.board.pause()
+
+    def interrupt(self) -> None:
+        """For a signal handler, which may come at any time: have what waits for the guest raise
+        KeyboardInterrupt, with all vCPUs paused. No harm if nothing does."""
+        self._interrupted = True
+        if self._waiting:
+            raise KeyboardInterrupt
 
     # What can be looked at.
 
@@ -227,8 +242,14 @@ class Stepper:
     def step(self) -> Stop:
         """Execute one instruction; of a repeated string instruction, as much as the CPU does at
         once. A halted vCPU waits for an interrupt, unless it can't get one."""
+        self._interrupted = False
+        return self._step()
+
+    def _step(self) -> Stop:
         before = self.state()
         number = self.vcpu
+        if self.machine.outcome is not None:
+            return Stop(ENDED, number, before, before)
         if not before.running and not before.halted:
             return Stop(WAITING, number, before, before)
         if before.halted:
@@ -239,44 +260,57 @@ class Stepper:
         if instruction is not None and instruction.mnemonic == "hlt" and not before.ring:
             self._halt(len(instruction.code))
             return Stop(HALTED, number, before, self.state(number), instruction)
+        if instruction is not None and self._native_ring_3 and instruction.mnemonic == "iretq":
+            with self.machine.at_rest():
+                vcpu = self.machine.vcpus[number].vcpu
+                if return_to_ring_3(vcpu, self.machine.memory, before):
+                    return Stop(STEPPED, number, before, CpuState.of(vcpu), instruction)
         return self._step_over(before, instruction, interrupts=self.interrupts)
 
     def next_exit(self, timeout: float | None = None) -> Stop:
         """Run until the current vCPU has accessed a device (or a breakpoint comes)."""
+        self._interrupted = False
         return self._go(timeout, stop_at_access=True)
 
     def cont(self, timeout: float | None = None) -> Stop:
         """Run until a breakpoint comes, the guest ends, or ``timeout`` seconds have passed."""
+        self._interrupted = False
         return self._go(timeout)
 
     def until(self, address: int, timeout: float | None = None) -> Stop:
         """Run until the linear ``address`` is reached by a vCPU (or another breakpoint comes).
         ValueError if all breakpoints are taken."""
-        added = address not in self.breakpoints
-        if added:
-            self.add_breakpoint(address)
-        try:
+        self._interrupted = False
+        return self._until(address, timeout)
+
+    def _until(self, address: int, timeout: float | None) -> Stop:
+        if address in self.breakpoints:
             return self._go(timeout)
+        self.add_breakpoint(address)
+        try:
+            stop = self._go(timeout)
         finally:
-            if added:
-                self.breakpoints.remove(address)
+            self.breakpoints.remove(address)
+        reached = stop.why == BREAKPOINT and stop.after.address == address
+        return stop._replace(why=REACHED) if reached else stop
 
     def over(self, timeout: float | None = None) -> Stop:
         """As :meth:`step`, but all of a call, of an interrupt's handler or of a repetition."""
+        self._interrupted = False
         before = self.state()
         instruction = next(iter(self.disassemble(before.address)), None)
         if instruction is None or not instruction.calls or not before.running:
-            return self.step()
+            return self._step()
         number, stack = self.vcpu, before.registers["rsp"]
         while True:
-            stop = self.until(instruction.next_address, timeout)
+            stop = self._until(instruction.next_address, timeout)
             deeper = stop.after.registers["rsp"] < stack  # the same place, in a recursion
-            here = stop.after.address == instruction.next_address
-            if not here or not deeper or stop.vcpu != number or stop.why != BREAKPOINT:
+            if stop.why != REACHED or stop.vcpu != number or not deeper:
                 break
-        if here and stop.why == BREAKPOINT and instruction.next_address not in self.breakpoints:
-            return stop._replace(why=STEPPED, before=before, instruction=instruction)
-        return stop._replace(before=before) if stop.vcpu == number else stop
+        if stop.vcpu != number:
+            return stop
+        why = STEPPED if stop.why == REACHED else stop.why
+        return stop._replace(why=why, before=before, instruction=instruction)
 
     def add_breakpoint(self, address: int) -> None:
         """ValueError if there are as many as the CPU has."""
@@ -295,18 +329,80 @@ class Stepper:
         control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP
         if not interrupts:
             control |= lib.KVM_GUESTDBG_BLOCKIRQ
-        why = self._run([self.machine.vcpus[number]], control, stop_at_access=True)
+        if self._native_ring_3 and before.ring == 3 and before.bits == 64:
+            why = self._step_native(before, control)
+        else:
+            why = self._run([self.machine.vcpus[number]], control, stop_at_access=True)
         if why == EXIT:
             why = STEPPED
         stop = self._stop(why, number, before)
         if why != STEPPED:
             return stop
+        if not before.registers["rflags"] & RFLAGS_TF:
+            self._clear_trap_flag(instruction, before, stop.after)
+            stop = stop._replace(after=self.state())
         writes = self._written(ranges, before, stop.after)
         return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
+
+    def _clear_trap_flag(
+        self, instruction: Instruction | None, before: CpuState, after: CpuState
+    ) -> None:
+        """KVM's single step is the CPU's, by the trap flag. What saves the flags meanwhile saves
+        that, too, and the guest would be trapped by it later: clear it there."""
+        mnemonic = "" if instruction is None else instruction.mnemonic
+        if mnemonic == "syscall":
+            with self.machine.at_rest():
+                vcpu = self.machine.vcpus[self.vcpu].vcpu
+                regs = vcpu.get_regs()
+                vcpu.set_regs({**regs, "r11": regs["r11"] & ~RFLAGS_TF})
+            return
+        top = stack_top(after)
+        if mnemonic.startswith("pushf"):
+            self._clear_bit_8(top)
+        elif instruction is None or _went_elsewhere(instruction, after):
+            size = after.bits // 8
+            try:
+                stack = self.read(top, FRAME_SEARCH * size)
+            except GuestMemoryError:
+                return
+            words = [
+                int.from_bytes(stack[start : start + size], "little")
+                for start in range(0, len(stack), size)
+            ]
+            for index in range(FRAME_SEARCH - 2):
+                rip, code = words[index], words[index + 1]
+                came_from = 0 <= rip - before.rip <= MAX_INSTRUCTION
+                if came_from and code & 0xFFFF == before.system["cs"]["selector"]:
+                    self._clear_bit_8(top + (index + 2) * size)
+                    return
+
+    def _clear_bit_8(self, address: int) -> None:
+        """Of the saved flags at a linear address: the trap flag."""
+        with self.machine.at_rest():
+            gpa = _gpa(self.machine.vcpus[self.vcpu].vcpu, address + 1)
+            memory = self.machine.memory
+            memory.write(gpa, bytes([memory.read(gpa, 1)[0] & ~(RFLAGS_TF >> 8)]))
+
+    def _step_native(self, before: CpuState, control: int) -> str:
+        """Where KVM doesn't single-step ring 3."""
+        thread = self.machine.vcpus[self.vcpu]
+        with self.machine.at_rest():
+            trap = DebugTrap(thread.vcpu, self.machine.memory, before)
+        with trap:
+            control |= lib.KVM_GUESTDBG_USE_HW_BP
+            registers = [trap.address, 0, 0, 0, 0, 0, 0, DR7_FIXED | 1]
+            why = self._run([thread], control, registers, stop_at_access=True)
+        return STEPPED if why == BREAKPOINT else why
 
     def _go(self, timeout: float | None, *, stop_at_access: bool = False) -> Stop:
         """Run all vCPUs, with breakpoints, the current one's state being the one before."""
         number, before = self.vcpu, self.state()
+        if self.machine.outcome is not None:
+            return Stop(ENDED, number, before, before)
+        if self._native_ring_3 and self.breakpoints and before.ring == 3 and before.bits == 64:
+            stop = self._search(timeout, stop_at_access)
+            if stop is not None:
+                return stop._replace(before=before)
         accesses: tuple[Access, ...] = ()
         for each in range(len(self.machine.vcpus)):
             # Who stands at a breakpoint has seen it: it goes on behind it.
@@ -314,7 +410,7 @@ class Stepper:
                 continue
             self.vcpu = each
             try:
-                first = self.step()
+                first = self._step()
             finally:
                 self.vcpu = number
             if first.why not in (STEPPED, HALTED, WAITING):
@@ -337,6 +433,23 @@ class Stepper:
             timeout=timeout,
         )
         return self._stop(why, number, before)
+
+    def _search(self, timeout: float | None, stop_at_access: bool) -> Stop | None:
+        """Where breakpoints have no effect in ring 3: look for them step by step. None if it is
+        left without having met one."""
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            stop = self._step()
+            if stop.why != STEPPED:
+                return stop
+            if stop.accesses and stop_at_access:
+                return stop._replace(why=EXIT)
+            if stop.after.address in self.breakpoints:
+                return stop._replace(why=BREAKPOINT)
+            if stop.after.ring != 3:
+                return None
+            if end is not None and monotonic() >= end:
+                return stop._replace(why=TIMEOUT)
 
     def _reached(self, vcpu: int, current: int, before: CpuState) -> bool:
         state = self.state(vcpu)
@@ -402,10 +515,12 @@ class Stepper:
 
     def _wait(self, timeout: float | None) -> bool:
         try:
-            self.waiting = True
+            self._waiting = True
+            if self._interrupted:
+                raise KeyboardInterrupt
             return self._left.wait(timeout)
         finally:
-            self.waiting = False
+            self._waiting = False
 
     def _settle(self) -> None:
         """Somebody else has paused a vCPU. If it is for a reset, which is done by the I/O thread,
@@ -517,6 +632,14 @@ class Stepper:
     def _stopped(self, thread: VcpuThread, why: str) -> None:
         self._stops.append((thread, why))
         thread.pause()  # it enters KVM once more, which completes the instruction, and no further
+
+
+def _went_elsewhere(instruction: Instruction, after: CpuState) -> bool:
+    """Whether an exception or interrupt explains where the vCPU is, and its operation doesn't."""
+    if instruction.mnemonic.startswith("int"):
+        return True
+    known = (instruction.address, instruction.next_address)
+    return not instruction.jumps and after.address not in known
 
 
 def _port_details(page: memoryview) -> Details:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from json.encoder import encode_basestring as _quote
 from typing import Any
 
 from pyvmm.trace.text import exit_text, interrupt_text
@@ -42,10 +43,10 @@ class Perfetto:
     def __init__(self) -> None:
         self._tracks: dict[tuple[int, str], int] = {}
         self._new: list[Event] = []
+        self._exit_tracks: dict[tuple[int, str], tuple[int, int, str]] = {}
         self._requests = 0
         self._phase = ""
         self._kinds: dict[str, Callable[[Event], Iterator[Event]]] = {
-            "exit": self._exit,
             "interrupt": self._interrupt,
             "doorbell": self._doorbell,
             "request": self._request,
@@ -65,9 +66,14 @@ class Perfetto:
         return "[\n" + self._flush()
 
     def events(self, events: Iterable[Event]) -> str:
+        written = []
         for event in events:
-            self._new += self._kinds[event["kind"]](event)
-        return self._flush()
+            if event["kind"] == "exit":  # nearly all are, so this has to be fast
+                written.append(self._exit(event))
+            else:
+                self._new += self._kinds[event["kind"]](event)
+                written.append(self._flush())
+        return "".join(written)
 
     def end(self, event: Event) -> str:
         if self._phase:
@@ -97,17 +103,33 @@ class Perfetto:
         number = self._track(group, track)
         return {"name": name, "ph": phase, "ts": event["ns"] / 1000, "pid": group, "tid": number}
 
-    def _exit(self, event: Event) -> Iterator[Event]:
-        device = event["device"] or (NOBODY if "access" in event else "")
+    def _exit(self, event: Event) -> str:
+        """Two slices, on the vCPU's track and on the device's, with the same time."""
+        device, vcpu = event["device"], event["vcpu"]
         text = exit_text(event)
-        took = {"dur": event["took"] / 1000}
-        args = {"at": event.get("symbol") or hex(event["rip"])}
-        vcpu = f"vCPU {event['vcpu']}"
-        yield self._slice(event, "X", VCPUS, vcpu, text) | took | {"args": args}
-        if device:
-            own = text.removeprefix(f"{device} ")
-            track = f"{device} ({vcpu})" if event["vcpu"] else device
-            yield self._slice(event, "X", DEVICES, track, own) | took | {"args": args}
+        where = event.get("symbol")
+        at = _quote(where) if where else f'"{event["rip"]:#x}"'
+        tracks = self._exit_tracks.get((vcpu, device))
+        if tracks is None:
+            tracks = self._exit_tracks[vcpu, device] = self._make_exit_tracks(vcpu, device)
+        own, its, prefix = tracks
+        new = self._flush()  # the tracks, if they are new
+        rest = (
+            f'"ph":"X","ts":{event["ns"] / 1000},"dur":{event["took"] / 1000},'
+            f'"args":{{"at":{at}}}}},\n'
+        )
+        first = f'{{"name":{_quote(text)},"pid":{VCPUS},"tid":{own},{rest}'
+        if "access" not in event:
+            return new + first
+        name = _quote(text.removeprefix(prefix))
+        return f'{new}{first}{{"name":{name},"pid":{DEVICES},"tid":{its},{rest}'
+
+    def _make_exit_tracks(self, vcpu: int, device: str) -> tuple[int, int, str]:
+        """The tracks of a vCPU and of a device, and what of an exit's text says which device."""
+        name = f"vCPU {vcpu}"
+        track = f"{device or NOBODY} ({name})" if vcpu else device or NOBODY
+        prefix = f"{device} " if device else ""
+        return self._track(VCPUS, name), self._track(DEVICES, track), prefix
 
     def _interrupt(self, event: Event) -> Iterator[Event]:
         device = event["device"] or NOBODY

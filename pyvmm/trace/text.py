@@ -7,6 +7,7 @@ seconds    who    what      …                                                 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from pyvmm.options import format_size
@@ -65,14 +66,23 @@ def exit_text(event: Event) -> str:
     """An exit in a few words, without when and where."""
     if "access" not in event:
         return str(event["meaning"]) or "asks nothing"
-    arrow = "←" if event["access"] == "write" else "→"
     device, register = event["device"], event["register"]
     if not device:
         register = f"{register} {number(event['address'])}"
-    times = f" ×{event['count']}" if "count" in event else ""
-    meaning = f": {event['meaning']}" if event["meaning"] else ""
-    what = f"{device} {register}".lstrip()
-    return f"{what} {arrow} {number(event['value'])}{times}{meaning}"
+    return access_text(
+        device, register, event["access"], event["value"], event["meaning"], event.get("count", 1)
+    )
+
+
+@lru_cache(1 << 12)
+def access_text(
+    device: str, register: str, access: str, value: int, meaning: str, count: int
+) -> str:
+    """``serial COM1 LCR ← 0x83: 8 bits, no parity, DLAB``; most of them come again and again."""
+    arrow = "←" if access == "write" else "→"
+    times = f" ×{count}" if count != 1 else ""
+    text = f"{device} {register} {arrow} {number(value)}{times}".lstrip()
+    return f"{text}: {meaning}" if meaning else text
 
 
 def _exit(event: Event) -> tuple[str, str]:

@@ -124,6 +124,8 @@ class Tracer:
         self._running = False
         self.on_error: Callable[[BaseException], None] | None = None
         """Told of an exception on the writer's thread, which is a bug of ours."""
+        self.on_closed: Callable[[], None] | None = None
+        """Called once, when the traces are written as far as they will ever be."""
         self._recorder.add((hooks.PHASE, self._start_ns, "setup", ""))
 
     @classmethod
@@ -228,6 +230,14 @@ class Tracer:
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Write the rest, and how the run went; when the machine has been closed. Idempotent."""
+        try:
+            self._close(outcome)
+        finally:
+            on_closed, self.on_closed = self.on_closed, None
+            if on_closed is not None:
+                on_closed()
+
+    def _close(self, outcome: Outcome | None) -> None:
         if self._running:
             self._running = False
             for console in self._consoles:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from guests.asm.build import build
@@ -18,11 +19,11 @@ from pyvmm import layout
 from pyvmm.boot.entry import EntryState
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus, Device
 from pyvmm.errors import GuestFaults
-from pyvmm.kvm import Kvm
+from pyvmm.kvm import Kvm, Vcpu
 from pyvmm.kvm.cpuid import guest_cpuid
 from pyvmm.machine import SWITCH_INTERVAL
 from pyvmm.memory import MIB, GuestMemory
-from pyvmm.vcpu import VcpuThread, enter
+from pyvmm.vcpu import Handlers, VcpuThread, enter
 from tests.bench.table import LESS, PYVMM, Row
 
 ROUNDS = 7
@@ -75,8 +76,11 @@ class Marks(Nothing):
             self.done.set()
 
 
-def run_pyvmm(kvm: Kvm, guest: bytes) -> Costs:
-    """PyVMM's bus and vCPU thread, without the rest of a machine."""
+def run_pyvmm(
+    kvm: Kvm, guest: bytes, trace: Callable[[Vcpu, Handlers, Bus, Bus], Handlers] | None = None
+) -> Costs:
+    """PyVMM's bus and vCPU thread, without the rest of a machine; ``trace`` makes of the table of
+    exit handlers one that records."""
     memory = GuestMemory(16 * MIB)
     memory.write(ENTRY, guest)
     vm = kvm.create_vm()
@@ -107,6 +111,7 @@ def run_pyvmm(kvm: Kvm, guest: bytes) -> Costs:
         on_crash=lambda _, crash: give_up(crash),
         on_reset=lambda: None,
         on_error=give_up,
+        trace=None if trace is None else lambda cpu, handlers: trace(cpu, handlers, pio, mmio),
     )
     thread.start()
     marks.done.wait()

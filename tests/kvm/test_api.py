@@ -17,6 +17,8 @@ from kvm.test_machine import open_descriptors
 
 import pyvmm
 from pyvmm.device_config import DiskConfig
+from pyvmm.record import Record
+from pyvmm.results import Results
 
 LONG = 60.0
 
@@ -288,6 +290,63 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
 def test_a_machine_starts_once(talker: dict[str, str]) -> None:
     with pyvmm.Machine(**talker) as vm, pytest.raises(RuntimeError):
         vm.start()
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("oops", pyvmm.Reason.WARNED),
+        ("oops-panic", pyvmm.Reason.PANIC),
+        ("pvpanic-first", pyvmm.Reason.PANIC),
+    ],
+)
+def test_a_kernels_reports_end_it_if_wanted(guests: Path, word: str, reason: pyvmm.Reason) -> None:
+    kernel = guests / "endings"
+    with pyvmm.Machine(kernel, command_line=word, fail_on_warnings=True, timeout=LONG) as vm:
+        outcome = vm.wait()
+    assert outcome.reason is reason
+    assert outcome.detail
+
+
+def test_a_reboot_without_a_word_is_no_good_end(guests: Path) -> None:
+    """As when Linux panics before it has a console, with the default command line."""
+    with pyvmm.Machine(guests / "endings", append="i8042-reset", timeout=LONG) as vm:
+        assert vm.wait().reason is pyvmm.Reason.MISSED
+
+
+def test_with_starts_only_what_has_not_been_started(talker: dict[str, str]) -> None:
+    vm = pyvmm.Machine(**talker)
+    vm.start()
+    with vm:
+        vm.console.expect(">", LONG)
+    with pytest.raises(RuntimeError), vm:
+        pass
+
+
+def test_where_a_vcpu_is_and_what_it_did(talker: dict[str, str]) -> None:
+    with pyvmm.Machine(**talker) as vm:
+        vm.console.expect(">", LONG)
+        (vcpu,) = vm.vcpus
+        where, *last = vcpu.whereabouts()
+        assert where.startswith("vCPU 0: running at 0000")
+        assert "serial COM1" in last[-1]
+        vm.console.send("q")
+        vm.wait(LONG)
+    exits = vcpu.recent_exits()  # of a closed machine
+    assert 8 < len(exits) <= 64
+    assert exits[-1].endswith("out 0x604, 0x3400 (16 bits)  PM1a control+0x0")
+
+
+def test_an_error_while_results_are_written_reaches_who_waits(
+    talker: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results({"--json": str(tmp_path / "json")}, "a test", Record(whole_process=False))
+    results.begin()
+    monkeypatch.setattr(results, "end", lambda *_: 1 // 0)
+    with pyvmm.Machine(**talker, results=results) as vm:
+        vm.console.send("q")
+        with pytest.raises(ZeroDivisionError):
+            vm.wait(LONG)
 
 
 def test_an_interrupted_program_gets_the_signal_while_it_waits(talker: dict[str, str]) -> None:

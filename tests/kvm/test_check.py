@@ -33,6 +33,24 @@ def test_a_container_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "--device" in device.fix
 
 
+def test_what_stands_in_the_way_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = hostcheck.Finding("API version", "ok", "12")
+    bad = hostcheck.Finding("device", "fail", "no permission", "ask for it")
+    worse = hostcheck.Finding("guest", "fail", "it said 41")
+    note = hostcheck.Finding("network", "note", "no tap", "modprobe tun")
+    monkeypatch.setattr(hostcheck, "host_has_hardware_kvm", lambda: True)
+    assert hostcheck.obstacle([good, note], linux=True) == ""
+    assert hostcheck.obstacle([good, bad, worse], linux=False) == (
+        "no permission (ask for it); it said 41"
+    )
+    monkeypatch.setattr(hostcheck, "host_has_hardware_kvm", lambda: False)
+    assert hostcheck.obstacle([good, note], linux=False) == ""
+    assert "no vmx or svm" in hostcheck.obstacle([good], linux=True) or "small guests run" in (
+        hostcheck.obstacle([good], linux=True)
+    )
+    assert hostcheck.obstacle([bad], linux=True) == "no permission (ask for it)"
+
+
 def test_the_verdict_on_linux_is_that_of_the_cpu() -> None:
     hardware = host_has_hardware_kvm()
     assert check("--linux").returncode == (0 if hardware else 1)

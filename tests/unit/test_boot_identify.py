@@ -117,6 +117,20 @@ def test_what_cannot_be_booted_is_described_with_the_reason(
     assert "run would refuse" in identify.format_description(facts)
 
 
+@pytest.mark.parametrize(
+    ("image", "linux"),
+    [
+        (VMLINUX, True),
+        (bzimage(), True),
+        (elf(Segment(0x100_0000, b"Linux version %s")), False),
+        (elf(Segment(0x100_0000)), False),
+        (b"\xf4" * 512, False),
+    ],
+)
+def test_linux_is_told_from_other_guests(write, image: bytes, linux: bool) -> None:
+    assert identify.is_linux(write(image)) is linux
+
+
 def test_a_missing_package_is_named_and_the_rest_still_shown(write, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "lz4.block", None)
     path = write(compressed_kernel("lz4"))

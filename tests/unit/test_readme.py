@@ -17,7 +17,7 @@ README = Path(__file__).parents[2] / "README.md"
 def examples() -> list[str]:
     """Command lines from code blocks, without prompts, and without the columns of prose behind."""
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", README.read_text(), re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += (run.help or "").splitlines()
     found = [re.fullmatch(r"\s*(?:\$ )?\S*pyvmm (run .*?)(?:   .*)?", line) for line in lines]
     return [match[1] for match in found if match]

@@ -1,0 +1,97 @@
+"""The files that ``pyvmm run`` leaves for a CI job: ``--json``, ``--junit``, ``--log-console``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pyvmm.console_log import ConsoleLog, LogConfig
+from pyvmm.errors import ConfigError
+from pyvmm.outcome import Outcome
+from pyvmm.record import Record
+from pyvmm.results import STDOUT, Results
+from pyvmm.supervisor import Supervisor
+
+FAILED = 1
+"""The exit status if a result couldn't be written, and would have been 0."""
+
+Prepare = Callable[[dict[str, Any], Record | None], Supervisor]
+
+
+def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
+    """Run the machine that ``prepare`` makes of ``options``, and write the files that these ask
+    for, however it ends; the exit status."""
+    record = Record()
+    name = options["name"] or os.path.basename(options["kernel"])
+    files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
+    results = Results(files, name, record, _inputs(options))
+    try:
+        results.begin()
+        _leave_stdout_free(options)
+        log = _open_log(options, files, record)
+        supervisor = prepare(options, record)
+        if log is not None:
+            log.on_lost = lambda error: supervisor.say(f"--log-console: {error.strerror}: no more")
+        results.config = supervisor.config
+        supervisor.on_abandon = lambda outcome: _abandon(outcome, supervisor, results, record)
+        outcome = supervisor.run()
+    except BaseException as error:
+        record.close()
+        results.failed(error)
+        raise
+    lost = results.end(outcome, supervisor.verdict, supervisor.faults.counts)
+    for line in lost:
+        supervisor.say(line)
+    supervisor.report(outcome)
+    return outcome.status or (FAILED if lost else 0)
+
+
+def _abandon(outcome: Outcome, supervisor: Supervisor, results: Results, record: Record) -> None:
+    with suppress(OSError):
+        record.close()
+    results.end(outcome, supervisor.verdict, supervisor.faults.counts)
+
+
+def _leave_stdout_free(options: dict[str, Any]) -> None:
+    """With ``--json -`` nothing else goes there."""
+    if options["json"] != STDOUT:
+        return
+    if any(text.partition(",")[0] == STDOUT for text in options["traces"]):
+        raise ConfigError("--json -: stdout is the trace's", "send one of them to a file")
+    if "stdio" in (*options["serial"], (options["console"] or "").partition(",")[0]):
+        raise ConfigError("--json -: stdout is the console's", "send one of them to a file")
+    options["serial"] = options["serial"] or ("null",)
+
+
+def _open_log(options: dict[str, Any], files: dict[str, str], record: Record) -> ConsoleLog | None:
+    """The console's log, in a place of its own."""
+    if options["log_console"] is None:
+        return None
+    config = LogConfig.parse(options["log_console"])
+    for option, path in (*files.items(), *(("the run", path) for path in _inputs(options))):
+        if os.path.realpath(path) == os.path.realpath(config.path) or _same(path, config.path):
+            raise ConfigError(f"--log-console: {config.path} is a file of {option}'s")
+    record.log = ConsoleLog(config)
+    return record.log
+
+
+def _same(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _inputs(options: dict[str, Any]) -> list[str]:
+    """What the options name that the run needs, as far as it can be told before they are parsed:
+    the guest's files, and the consoles'."""
+    found = [options["kernel"], options["initrd"]]
+    found += [text.partition(",")[0] for text in (*options["disks"], *options["traces"])]
+    ports = [port.partition("=")[2] for port in options["ports"]]
+    for place in (*options["serial"], *ports, (options["console"] or "").partition(",")[0]):
+        kind, _, path = place.partition(":")
+        if kind == "file":
+            found.append(path)
+    return [path for path in found if path]

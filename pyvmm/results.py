@@ -1,0 +1,245 @@
+"""What a run came to, as files for programs: ``--json`` and ``--junit``.
+
+The JSON document is described in docs/ci.md; a change that could break a reader gets a new
+:data:`SCHEMA`. The JUnit file (:mod:`pyvmm.junit`) is made from the same document.
+
+A file appears whole or not at all: it is written beside its place and renamed. Before the guest
+starts, one is put there that says that the run did not end. So whatever ends PyVMM, a job never
+finds the result of an earlier run, and a place that can't be written is told in time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.errors import ConfigError, HostError, PyvmmError
+from pyvmm.outcome import Outcome, Reason
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.record import Record
+    from pyvmm.verdict import Verdict
+
+SCHEMA = 1
+
+STDOUT = "-"
+
+UNFINISHED = "pyvmm did not come to an end: it was killed, or still runs"
+
+SOFTWARE_KVM_MODULE = "/sys/module/kvm_pvm"
+
+
+class Results:
+    """The files that ``files`` names by option (``--json``, ``--junit``). ``name`` is the test
+    case's; ``inputs`` are the paths that must not be overwritten.
+
+    :meth:`begin`, then :meth:`end` or :meth:`failed`; the last call's result stays.
+    """
+
+    def __init__(
+        self, files: Mapping[str, str], name: str, record: Record, inputs: Sequence[str] = ()
+    ) -> None:
+        self._files = files
+        self._inputs = inputs
+        self._places: dict[str, str] = {}
+        self.record = record
+        self._name = name
+        self.config: MachineConfig | None = None
+        """What the machine is made of, once that is known."""
+
+    def begin(self) -> None:
+        """Check that the files can be written. Raises ConfigError for a place that isn't one, and
+        HostError for one that can't be written."""
+        for option, path in self._files.items():
+            if path == STDOUT and option == "--json":
+                self._places[option] = path
+            else:
+                _check(option, path, self._inputs, self._places)
+                self._places[option] = path
+        document = self._document("unfinished", None, UNFINISHED)
+        for option, path in self._places.items():
+            if path != STDOUT:
+                try:
+                    _write(path, _render(option, document), placeholder=True)
+                except OSError as error:
+                    del self._places[option]
+                    raise HostError(f"{option}: can't write {path}: {error.strerror}") from error
+
+    def end(self, outcome: Outcome, verdict: Verdict, faults: Mapping[str, int]) -> list[str]:
+        """The run has ended: write what it came to. What can't be written is said in the lines
+        that this returns."""
+        document = self._document(outcome.reason.name.lower(), outcome.status, outcome.sentence)
+        told = outcome.reason in (Reason.DEBUG_EXIT, Reason.INTERRUPTED)
+        document["value"] = outcome.value if told else None
+        if self.record.setup is not None:
+            document["seconds"]["run"] = _rounded(outcome.seconds)
+        document["reboots"] = outcome.reboots
+        document["panic"] = verdict.panic if outcome.reason is Reason.PANIC else None
+        if verdict.match is not None and outcome.reason is not Reason.PANIC:
+            match = verdict.match._asdict().items()
+            document["match"] = {name: _plain(text) for name, text in match}
+        document["report"] = list(outcome.report)
+        document["vcpus"] = list(outcome.vcpus)
+        document["guest_faults"] = dict(faults)
+        return self._replace(document)
+
+    def failed(self, error: BaseException) -> None:
+        """There was no run, or we failed."""
+        reason, status, sentence = "error", 1, f"internal error: {type(error).__name__}: {error}"
+        report: tuple[str, ...] = ()
+        if isinstance(error, PyvmmError):
+            sentence, report = str(error), getattr(error, "report", ())
+            if isinstance(error, ConfigError):
+                reason, status = "usage", 2
+        elif isinstance(error, KeyboardInterrupt):
+            reason, status, sentence = "interrupted", 130, "interrupted"
+        document = self._document(reason, status, " ".join(sentence.split()))
+        document["report"] = list(report)
+        self._replace(document)
+
+    def _replace(self, document: dict[str, Any]) -> list[str]:
+        lost = []
+        for option, path in self._places.items():
+            try:
+                if path == STDOUT:
+                    sys.stdout.write(_render(option, document))
+                    sys.stdout.flush()
+                else:
+                    _write(path, _render(option, document))
+            except OSError as error:
+                lost.append(f"{option}: can't write {path}: {error.strerror}")
+        return lost
+
+    def _document(self, reason: str, status: int | None, sentence: str) -> dict[str, Any]:
+        """All members, with what is known without an outcome."""
+        record = self.record
+        return {
+            "schema": SCHEMA,
+            "name": _plain(self._name),
+            "reason": reason,
+            "status": status,
+            "sentence": _plain(sentence),
+            "value": None,
+            "started": round(record.began, 3),
+            "seconds": {
+                "setup": _rounded(record.setup),
+                "first_line": _rounded(record.first_line),
+                "init": _rounded(record.init),
+                "run": None if record.setup is None else _rounded(record.seconds),
+                "total": _rounded(record.age),
+            },
+            "reboots": 0,
+            "panic": None,
+            "match": None,
+            "report": [],
+            "vcpus": [],
+            "consoles": record.lines,
+            "guest_faults": {},
+            "machine": None if self.config is None else _machine(self.config),
+            "host": {"kernel": os.uname().release, "kvm": _kind_of_kvm()},
+            "versions": _versions() if status is not None else {},
+        }
+
+
+def _machine(config: MachineConfig) -> dict[str, Any]:
+    return {
+        "kernel": _plain(config.kernel),
+        "initrd": None if config.initrd is None else _plain(config.initrd),
+        "command_line": _plain(config.command_line),
+        "cpus": config.cpus,
+        "memory": config.memory_size,
+        "disks": [_plain(disk.path) for disk in config.disks],
+    }
+
+
+def _kind_of_kvm() -> str:
+    from pyvmm.kvm.system import DEVICE, host_has_hardware_kvm
+
+    if not os.path.exists(DEVICE):
+        return "none"
+    if host_has_hardware_kvm():
+        return "hardware"
+    return "software" if os.path.exists(SOFTWARE_KVM_MODULE) else "unknown"
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version  # slow, and wanted at the end
+
+    pyvmm = None
+    with suppress(PackageNotFoundError):
+        pyvmm = version("pyvmm")
+    return {"pyvmm": pyvmm, "python": sys.version.partition(" ")[0]}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _plain(text: str) -> str:
+    """``text`` without the surrogates that stand for a path's bytes that aren't UTF-8."""
+    return text.encode(errors="replace").decode() if not text.isascii() else text
+
+
+def _render(option: str, document: dict[str, Any]) -> str:
+    if option == "--junit":
+        from pyvmm.junit import render
+
+        return render(document)
+    import json
+
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _check(option: str, path: str, inputs: Sequence[str], others: Mapping[str, str]) -> None:
+    """ConfigError unless ``path`` is a place of its own."""
+    if not path:
+        raise ConfigError(f"{option}: the path is empty")
+    for each in inputs:
+        with suppress(OSError):
+            if os.path.samefile(path, each):
+                raise ConfigError(f"{option}: {path} is a file that the run needs")
+    for other, taken in others.items():
+        if os.path.realpath(path) == os.path.realpath(taken):
+            raise ConfigError(f"{option}: {path} is {other}'s file")
+
+
+def _write(path: str, text: str, *, placeholder: bool = False) -> None:
+    """Put ``text`` at ``path``, all at once; into what is no regular file (a pipe, /dev/stdout) it
+    is written as it is, and no placeholder."""
+    data = text.encode()
+    target = os.path.realpath(path)
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if stat.S_ISREG(mode):
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _replace_file(target, data)
+    elif not placeholder:
+        with open(path, "wb") as file:
+            file.write(data)
+    elif stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _replace_file(target: str, data: bytes) -> None:
+    temporary = os.path.join(os.path.dirname(target), f".pyvmm-{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
+        os.rename(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
