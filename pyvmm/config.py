@@ -50,7 +50,7 @@ VIRTIO_CONSOLE = "console=hvc0"
 
 VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
-ENTRIES = ("auto", "64", "32", "pvh", "real")
+ENTRIES = ("auto", "64", "32", "pvh", "multiboot", "multiboot2", "real")
 ON_REBOOT = ("exit", "restart")
 
 
@@ -127,7 +127,8 @@ class MachineConfig:
 
     Without a ``kernel`` it starts at the reset vector of ``firmware``, by default its own BIOS.
 
-    ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`);
+    ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`),
+    and ``words`` the part that is the user's own;
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``,
     ``unix:PATH``); the virtio devices' records are those of :mod:`pyvmm.device_config`. ``entry``
     is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is that of the
@@ -141,6 +142,7 @@ class MachineConfig:
     firmware: str | None = None
     initrd: str | None = None
     command_line: str = DEFAULT_COMMAND_LINE
+    words: str | None = None
     memory_size: int = DEFAULT_MEMORY
     memory_backing: MemoryBacking = PLAIN_MEMORY
     cpus: int = 1
@@ -182,6 +184,7 @@ class MachineConfig:
             has_initrd="initrd" in given,
             virtio_console=on_virtio,
         )
+        fields["words"] = " ".join(filter(None, given.get("append", ())))
         if on_virtio and "serial" not in given:
             fields["serial"] = ("null",)
         if any(name in given for name in VIRTIO_OPTIONS):

@@ -177,16 +177,16 @@ class Machine:
             virtio_mmio_named=not config.mmio_cmdline,
         )
         words = virtio_mmio_words(slots) if config.mmio_cmdline else []
-        entry = boot.load(
+        self.memory.write(layout.ACPI_TABLES, tables.blob)
+        return boot.load(
             config.kernel,
             self.memory,
             command_line=" ".join([*words, config.command_line]),
+            words=config.words,
             initrd=config.initrd,
             entry=config.entry,
             rsdp=tables.rsdp,
         )
-        self.memory.write(layout.ACPI_TABLES, tables.blob)
-        return entry
 
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
         wiring = Wiring(

@@ -50,9 +50,22 @@ PVH = Kind("-m32 -Wl,-Ttext-segment=0x100000")
 PVH_64 = Kind("-m64 -DPVH -Wl,-Ttext-segment=0x100000")
 """An ELF64 file with a PVH note, which every VMM can start; it goes to ring 3 by itself."""
 
+MULTIBOOT = Kind(
+    "-m32 -Wl,-T,multiboot.ld,--no-warn-rwx-segments", "multiboot.S multiboot.c console.c"
+)
+"""An ELF32 file with a Multiboot header."""
+
+MULTIBOOT_2 = Kind(f"-DMULTIBOOT2 {MULTIBOOT.flags}", MULTIBOOT.sources)
+
+MULTIBOOT_FLAT = Kind(f"-DAOUT_KLUDGE {MULTIBOOT.flags} -Wl,--oformat=binary", MULTIBOOT.sources)
+"""No ELF file at all: the header says where it goes."""
+
 GUESTS = {
     "real": (FLAT, "real.S"),
     "pvh": (PVH, "pvh.S pvh.c console.c interrupts.c"),
+    "multiboot": (MULTIBOOT, ""),
+    "multiboot2": (MULTIBOOT_2, ""),
+    "multiboot_flat": (MULTIBOOT_FLAT, ""),
     "enumerate": (LONG, "enumerate.c"),
     "apic": (LONG, "apic.c"),
     "blk": (LONG, "blk.c blk_pci.c blk_mmio.c"),

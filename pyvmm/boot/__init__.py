@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.boot import kind
+from pyvmm.boot import protocol
 from pyvmm.boot.entry import EntryState
 from pyvmm.boot.image import ImageFile
 from pyvmm.boot.memory_map import memory_option
 from pyvmm.errors import ConfigError
 from pyvmm.memory import MIB, GuestMemory
 
-ENTRIES = ("auto", "64", "32", "pvh", "real")
+ENTRIES = ("auto", "64", "32", "pvh", "multiboot", "multiboot2", "real")
 """The entry points that can be asked for. "real" takes the file for a flat binary."""
 
 MIN_MEMORY = 2 * MIB
@@ -26,15 +26,18 @@ def load(
     memory: GuestMemory,
     *,
     command_line: str = "",
+    words: str | None = None,
     initrd: str | os.PathLike[str] | None = None,
     entry: str = "auto",
     rsdp: int = 0,
 ) -> EntryState:
     """Load the kernel at ``path`` and return the state to enter it in.
 
-    ``rsdp`` is the GPA of the ACPI root pointer, 0 if there are no ACPI tables. Everything about
-    the files and their fit into ``memory`` that is wrong raises
-    :class:`~pyvmm.errors.ImageError`; a bad option, :class:`~pyvmm.errors.ConfigError`.
+    ``words`` is the part of the command line that the user gave, for kernels that have no use for
+    what Linux wants to be told; by default, all of it. ``rsdp`` is the GPA of the ACPI root
+    pointer, 0 if there are no ACPI tables. Everything about the files and their fit into ``memory``
+    that is wrong raises :class:`~pyvmm.errors.ImageError`; a bad option,
+    :class:`~pyvmm.errors.ConfigError`.
     """
     if entry not in ENTRIES:
         raise ConfigError(f"no such entry point: {entry}", f"choose from {', '.join(ENTRIES)}")
@@ -46,16 +49,22 @@ def load(
             if initrd is not None:
                 raise ConfigError("a real-mode binary takes no initrd")
             return flat.load(image, memory)
-        image_kind = kind.require_kernel(image)
+        chosen = protocol.choose(image, entry)
         if memory.size < MIN_MEMORY:
             raise ConfigError(
                 f"{memory.size // MIB} MiB of memory is too little for a kernel",
                 memory_option(MIN_MEMORY),
             )
-        if image_kind is kind.BZIMAGE:
+        if chosen == "multiboot":
+            from pyvmm.boot.multiboot import load as load_kernel
+        elif chosen == "multiboot2":
+            from pyvmm.boot.multiboot2 import load as load_kernel
+        elif chosen == "bzImage":
             from pyvmm.boot.bzimage import load as load_kernel
         else:
             from pyvmm.boot.elf import load as load_kernel
+        if chosen in protocol.MULTIBOOT and words is not None:
+            command_line = words
         return load_kernel(
             image, memory, command_line=command_line, initrd=initrd, entry=entry, rsdp=rsdp
         )

@@ -12,13 +12,15 @@ Segments are loaded at their physical addresses (p_paddr). How the kernel is ent
   of Linux expects, and what a guest without Linux finds convenient. The stack pointer is valid;
 * "32": an ELF32 file at its entry point in protected mode, likewise.
 
-Left out: relocation, Multiboot, symbols.
+Left out: relocation, symbols. Multiboot kernels are ELF files as a rule, but have a way of their
+own (:mod:`pyvmm.boot.multiboot`).
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -65,13 +67,13 @@ MAX_NOTES_SIZE = 1 * MIB
 PLAUSIBLE_RAM_END = 1 << 40
 """Nobody has RAM up there, so there is no use in asking for it."""
 
-_STACK_SIZE = PAGE_SIZE - 16
+STACK_SIZE = PAGE_SIZE - 16
 
 LOW_MEMORY_IN_USE = (
     ("the boot GDT", layout.BOOT_GDT, layout.BOOT_GDT + GDT_SIZE),
     ("the PVH start info", layout.PVH_START_INFO, layout.PVH_START_INFO + pvh.START_INFO_SIZE),
     ("the zero page", layout.ZERO_PAGE, layout.ZERO_PAGE + PAGE_SIZE),
-    ("the boot stack", layout.BOOT_STACK_TOP - _STACK_SIZE, layout.BOOT_STACK_TOP),
+    ("the boot stack", layout.BOOT_STACK_TOP - STACK_SIZE, layout.BOOT_STACK_TOP),
     ("the boot page tables", layout.BOOT_PAGE_TABLES, layout.BOOT_PAGE_TABLES + PAGE_TABLES_SIZE),
     ("the EBDA, video memory or ACPI tables", layout.EBDA, layout.HIGH_RAM),
 )
@@ -277,32 +279,33 @@ class ElfImage:
 
     def check_fits(self, memory: GuestMemory, command_line_size: int) -> None:
         """Raise an error unless every segment lies in RAM that boot leaves free."""
-        command_line = (
-            "the command line",
-            layout.COMMAND_LINE,
-            layout.COMMAND_LINE + command_line_size,
-        )
         for p in self.segments:
-            if not memory.contains(p.p_paddr, p.p_memsz):
-                raise self._outside_ram(p, memory)
-            for owner, start, end in (*LOW_MEMORY_IN_USE, command_line):
-                if p.p_paddr < end and start < p.end:
-                    raise self._error(
-                        f"has a segment at {p.p_paddr:#x}-{p.end - 1:#x}, where {owner} "
-                        f"({start:#x}-{end - 1:#x}) must go"
-                    )
+            check_fits(self.image, memory, p.p_paddr, p.end, LOW_MEMORY_IN_USE, command_line_size)
 
-    def _outside_ram(self, p: ProgramHeader, memory: GuestMemory) -> ImageError:
+
+def check_fits(
+    image: Image,
+    memory: GuestMemory,
+    start: int,
+    end: int,
+    in_use: Sequence[tuple[str, int, int]],
+    command_line_size: int,
+) -> None:
+    """Raise an error unless a kernel's segment from ``start`` to ``end`` lies in RAM, and not on
+    what is ``in_use`` (owner, start, end) or on the command line."""
+    where = f"kernel {image.name} has a segment at {start:#x}-{end - 1:#x}"
+    if not memory.contains(start, end - start):
         hint = ""
-        if p.end <= MMIO_HOLE_START:
-            hint = memory_option(p.end)
-        elif p.p_paddr >= MMIO_HOLE_END and p.end < PLAUSIBLE_RAM_END:
-            hint = memory_option(p.end - MMIO_HOLE_END + MMIO_HOLE_START)
-        return self._error(
-            f"has a segment at {p.p_paddr:#x}-{p.end - 1:#x}, which is not all RAM "
-            f"in a machine with {memory.size // MIB} MiB",
-            hint,
-        )
+        if end <= MMIO_HOLE_START:
+            hint = memory_option(end)
+        elif start >= MMIO_HOLE_END and end < PLAUSIBLE_RAM_END:
+            hint = memory_option(end - MMIO_HOLE_END + MMIO_HOLE_START)
+        size = memory.size // MIB
+        raise ImageError(f"{where}, which is not all RAM in a machine with {size} MiB", hint)
+    line = "the command line", layout.COMMAND_LINE, layout.COMMAND_LINE + command_line_size
+    for owner, first, last in (*in_use, line):
+        if start < last and first < end:
+            raise ImageError(f"{where}, where {owner} ({first:#x}-{last - 1:#x}) must go")
 
 
 def _parse_notes(raw: bytes, alignment: int) -> list[Note]:

@@ -218,7 +218,14 @@ class EntryState(NamedTuple):
 
 def entry_name(entry: str) -> str:
     """An entry point's name in a sentence."""
-    return {"64": "64-bit", "32": "32-bit", "pvh": "PVH", "real": "real-mode"}.get(entry, entry)
+    return {
+        "64": "64-bit",
+        "32": "32-bit",
+        "pvh": "PVH",
+        "real": "real-mode",
+        "multiboot": "Multiboot",
+        "multiboot2": "Multiboot 2",
+    }.get(entry, entry)
 
 
 def write_gdt(memory: GuestMemory, code: Segment, data: Segment) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import IntFlag
 from typing import Any
 
-from pyvmm.boot import kind, payload
+from pyvmm.boot import kind, multiboot, multiboot2, payload, protocol
 from pyvmm.boot.bzimage import BzImage
 from pyvmm.boot.elf import ELFCLASS64, EM_X86_64, ElfImage
 from pyvmm.boot.entry import entry_name
@@ -38,11 +38,12 @@ def describe(path: str | os.PathLike[str]) -> Description:
         image_kind = kind.kind_of(image)
         facts: Description = {"file": image.name, "size": image.size, "kind": image_kind.name}
         try:
-            kind.require_kernel(image)
+            chosen = protocol.choose(image, "auto")
             if image_kind is kind.BZIMAGE:
                 _describe_bzimage(BzImage(image), facts)
-            else:
+            elif image_kind is kind.ELF:
                 _describe_elf(image, facts)
+            _describe_multiboot(image, chosen, facts)
         except ImageError as error:
             facts |= {"boots": False, "problem": str(error)}
         return facts
@@ -56,6 +57,30 @@ def is_linux(path: str | os.PathLike[str]) -> bool:
         if image_kind is kind.ELF:
             return bool(_linux_version(ElfImage(image)))
         return image_kind is kind.BZIMAGE
+
+
+def _describe_multiboot(image: Image, chosen: str, facts: Description) -> None:
+    """What its Multiboot headers say, if it has any."""
+    first, second = multiboot.find(image), multiboot2.find(image)
+    if first is not None:
+        flags = multiboot.HeaderFlags(first.flags & multiboot.ALL_FLAGS)
+        facts["multiboot"] = _flag_names(multiboot.HeaderFlags, flags)
+    if second is not None:
+        facts["multiboot2"] = [multiboot2.tag_name(kind) for kind in second.tags]
+    if chosen not in protocol.MULTIBOOT:
+        return
+    if second is not None and chosen == "multiboot2":
+        multiboot2.refuse_what_is_not_there(image, second)
+        pieces, address = multiboot2.plan(image, second)
+    else:
+        assert first is not None
+        pieces, address = multiboot.plan(image, first)
+    facts |= {
+        "segments": [[piece.address, piece.end] for piece in pieces],
+        "minimum_memory": align_up(max(piece.end for piece in pieces), MIB),
+        "boots": True,
+        "how": f"{entry_name(chosen)}, in 32-bit protected mode at {address:#x}",
+    }
 
 
 def _describe_bzimage(kernel: BzImage, facts: Description) -> None:
@@ -163,6 +188,8 @@ _LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("machine", "machine", str),
     ("entry_points", "entry points", _entries),
     ("pvh_entry", "PVH note", _pvh),
+    ("multiboot", "Multiboot header", ", ".join),
+    ("multiboot2", "Multiboot 2 header", ", ".join),
     ("compression", "compression", str),
     ("vmlinux_pvh_entry", "PVH note inside", _pvh),
     ("vmlinux_problem", "vmlinux inside", str),

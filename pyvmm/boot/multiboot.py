@@ -1,0 +1,246 @@
+"""Multiboot: the boot protocol of GRUB Legacy, and of most small kernels.
+
+Document: Multiboot Specification, version 0.6.96. A kernel has a header in its first 8 KiB that
+says what it wants; it is an ELF file, or (with MULTIBOOT_AOUT_KLUDGE) anything, and the header says
+where it goes. It is entered in flat 32-bit protected mode without paging, EAX holding a magic
+number and EBX the address of the information structure (sections 3.2 and 3.3).
+
+Left out: the symbol tables (``syms``), drives, the BIOS's configuration table, APM, and video: this
+machine has no screen. A kernel that would like to know of a video mode is told of none.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+
+from pyvmm import layout
+from pyvmm.boot import command_line as command_lines
+from pyvmm.boot import modules
+from pyvmm.boot.elf import STACK_SIZE, ElfImage, check_fits
+from pyvmm.boot.entry import GDT_SIZE, EntryState
+from pyvmm.boot.image import Image
+from pyvmm.boot.kind import ELF_MAGIC
+from pyvmm.boot.memory_map import MapEntry, memory_map
+from pyvmm.errors import ImageError
+from pyvmm.memory import KIB, GuestMemory
+
+HEADER_MAGIC = 0x1BADB002
+BOOTLOADER_MAGIC = 0x2BADB002
+SEARCH = 8 * KIB
+ALIGNMENT = 4
+
+BOOT_LOADER_NAME = b"PyVMM\0"
+
+
+class HeaderFlags(IntFlag):
+    """Section 3.1.2. A loader that doesn't know one of the first sixteen must refuse."""
+
+    PAGE_ALIGN = 1 << 0
+    MEMORY_INFO = 1 << 1
+    VIDEO_MODE = 1 << 2
+    AOUT_KLUDGE = 1 << 16
+
+
+MUST_BE_KNOWN = 0xFFFF
+ALL_FLAGS = sum(HeaderFlags)
+KNOWN = HeaderFlags.PAGE_ALIGN | HeaderFlags.MEMORY_INFO | HeaderFlags.VIDEO_MODE
+
+
+class InfoFlags(IntFlag):
+    """Section 3.3: what of the information structure is valid."""
+
+    MEMORY = 1 << 0
+    CMDLINE = 1 << 2
+    MODS = 1 << 3
+    MEM_MAP = 1 << 6
+    BOOT_LOADER_NAME = 1 << 9
+
+
+class Header(NamedTuple):
+    """The header's fields; those behind ``checksum`` are zero without AOUT_KLUDGE. ``offset`` is
+    where in the file it is."""
+
+    offset: int
+    flags: int
+    header_addr: int = 0
+    load_addr: int = 0
+    load_end_addr: int = 0
+    bss_end_addr: int = 0
+    entry_addr: int = 0
+
+
+class Placement(NamedTuple):
+    """A piece of the file and where it goes: ``length`` bytes from ``offset`` on to ``address``,
+    and zeros behind them up to ``size`` bytes."""
+
+    offset: int
+    length: int
+    address: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.address + self.size
+
+
+_IN_USE = (
+    ("the boot GDT", layout.BOOT_GDT, layout.BOOT_GDT + GDT_SIZE),
+    ("the boot stack", layout.BOOT_STACK_TOP - STACK_SIZE, layout.BOOT_STACK_TOP),
+    (
+        "the Multiboot information",
+        layout.MULTIBOOT_INFO,
+        layout.MULTIBOOT_INFO + layout.MULTIBOOT_INFO_SIZE,
+    ),
+    ("the EBDA, video memory or ACPI tables", layout.EBDA, layout.HIGH_RAM),
+)
+"""Where a kernel must not go, besides the command line."""
+
+_MAGIC_AND_FLAGS = struct.Struct("<3I")
+_ADDRESSES = struct.Struct("<5I")
+_INFO = struct.Struct("<17I 48x")
+"""flags, mem_lower, mem_upper, boot_device, cmdline, mods_count, mods_addr, syms (4), mmap_length,
+mmap_addr, drives (2), config_table, boot_loader_name; APM, VBE and frame buffer are all zero."""
+_MODULE = struct.Struct("<4I")
+_MAP_ENTRY = struct.Struct("<IQQI")
+
+
+def find(image: Image) -> Header | None:
+    """The Multiboot header of ``image``; None if it has none."""
+    start = image.read(0, SEARCH)
+    magic = HEADER_MAGIC.to_bytes(4, "little")
+    offset = start.find(magic)
+    while 0 <= offset <= len(start) - _MAGIC_AND_FLAGS.size:
+        _, flags, checksum = _MAGIC_AND_FLAGS.unpack_from(start, offset)
+        if offset % ALIGNMENT == 0 and (HEADER_MAGIC + flags + checksum) & 0xFFFF_FFFF == 0:
+            addresses = offset + _MAGIC_AND_FLAGS.size
+            if not flags & HeaderFlags.AOUT_KLUDGE:
+                return Header(offset, flags)
+            if addresses + _ADDRESSES.size <= len(start):
+                return Header(offset, flags, *_ADDRESSES.unpack_from(start, addresses))
+        offset = start.find(magic, offset + 1)
+    return None
+
+
+def load(
+    image: Image,
+    memory: GuestMemory,
+    *,
+    command_line: str = "",
+    initrd: str | os.PathLike[str] | None = None,
+    entry: str = "auto",
+    rsdp: int = 0,
+) -> EntryState:
+    """Load the kernel and its modules, write the information structure, and enter it."""
+    header = find(image)
+    if header is None:
+        raise ImageError(f"kernel {image.name} has no Multiboot header")
+    unknown = header.flags & MUST_BE_KNOWN & ~KNOWN
+    if unknown:
+        raise ImageError(
+            f"kernel {image.name} has a Multiboot header whose flags {unknown:#x} nobody knows"
+        )
+    pieces, address = plan(image, header)
+    # The first word is the kernel's name, as it is with other loaders: kernels pass it over.
+    words = f"{os.path.basename(image.name)} {command_line}".strip()
+    line = command_lines.encode(words, command_lines.ROOM, f"kernel {image.name}")
+    place(image, memory, pieces, len(line))
+    found = modules.load(initrd, memory, [(piece.address, piece.end) for piece in pieces])
+    command_lines.write(memory, line)
+    memory.write(layout.MULTIBOOT_INFO, _information(memory, found))
+    return EntryState.protected_mode(
+        memory,
+        address,
+        rax=BOOTLOADER_MAGIC,
+        rbx=layout.MULTIBOOT_INFO,
+        rsp=layout.BOOT_STACK_TOP,
+    )
+
+
+def plan(image: Image, header: Header) -> tuple[list[Placement], int]:
+    """What of the file goes where, and the entry point."""
+    if header.flags & HeaderFlags.AOUT_KLUDGE:
+        return [plan_by_addresses(image, header)], header.entry_addr
+    return plan_elf(image)
+
+
+def plan_elf(image: Image) -> tuple[list[Placement], int]:
+    """An ELF file's segments, and its entry point."""
+    if not image.read(0, 4).startswith(ELF_MAGIC):
+        raise ImageError(
+            f"kernel {image.name} has a Multiboot header without addresses, but is no ELF file"
+        )
+    kernel = ElfImage(image)
+    pieces = [Placement(p.p_offset, p.p_filesz, p.p_paddr, p.p_memsz) for p in kernel.segments]
+    return pieces, kernel.entry
+
+
+def plan_by_addresses(image: Image, header: Header) -> Placement:
+    """What the header's address fields say (section 3.1.3)."""
+    offset = header.offset - (header.header_addr - header.load_addr)
+    if header.load_addr > header.header_addr or offset < 0:
+        raise _bad_addresses(image, "its beginning would lie before the file's")
+    length = image.size - offset
+    if header.load_end_addr:
+        length = header.load_end_addr - header.load_addr
+        if not 0 < length <= image.size - offset:
+            raise _bad_addresses(image, f"{length} bytes of it are wanted, which it doesn't have")
+    size = max(length, header.bss_end_addr - header.load_addr if header.bss_end_addr else 0)
+    if not header.load_addr <= header.entry_addr < header.load_addr + length:
+        raise _bad_addresses(image, f"its entry point {header.entry_addr:#x} is not in it")
+    return Placement(offset, length, header.load_addr, size)
+
+
+def _bad_addresses(image: Image, problem: str) -> ImageError:
+    return ImageError(f"kernel {image.name} has Multiboot addresses that don't fit: {problem}")
+
+
+def place(
+    image: Image, memory: GuestMemory, pieces: list[Placement], command_line_size: int
+) -> None:
+    """Put the kernel where it wants to be, if all of that is free RAM."""
+    for piece in pieces:
+        check_fits(image, memory, piece.address, piece.end, _IN_USE, command_line_size)
+    for piece in pieces:
+        image.read_into(memory.view(piece.address, piece.length), piece.offset)
+        memory.clear(piece.address + piece.length, piece.size - piece.length)
+
+
+def lower_and_upper(entries: list[MapEntry]) -> tuple[int, int]:
+    """The KiB of RAM from 0 on and from 1 MiB on, each up to the first hole."""
+    return tuple(  # type: ignore[return-value]
+        next((e.size // KIB for e in entries if e.start == start and e.type == 1), 0)
+        for start in (0, layout.HIGH_RAM)
+    )
+
+
+def _information(memory: GuestMemory, found: list[modules.Module]) -> bytes:
+    """The information structure, and behind it what it points at."""
+    entries = memory_map(memory)
+    lower, upper = lower_and_upper(entries)
+    base = layout.MULTIBOOT_INFO
+    name = base + _INFO.size
+    map_address = name + len(BOOT_LOADER_NAME) + 2  # on a multiple of 4
+    map_entries = b"".join(
+        _MAP_ENTRY.pack(_MAP_ENTRY.size - 4, entry.start, entry.size, entry.type)
+        for entry in entries
+    )
+    list_address = map_address + len(map_entries)
+    text_address = list_address + _MODULE.size * len(found)
+    table = texts = b""
+    for module in found:
+        table += _MODULE.pack(module.start, module.end, text_address + len(texts), 0)
+        texts += module.text + b"\0"
+    flags = InfoFlags.MEMORY | InfoFlags.CMDLINE | InfoFlags.MODS
+    flags |= InfoFlags.MEM_MAP | InfoFlags.BOOT_LOADER_NAME
+    info = _INFO.pack(
+        *(flags, lower, upper, 0, layout.COMMAND_LINE, len(found), list_address),
+        *(0, 0, 0, 0, len(map_entries), map_address, 0, 0, 0, name),
+    )
+    blob = info + BOOT_LOADER_NAME + bytes(2) + map_entries + table + texts
+    if len(blob) > layout.MULTIBOOT_INFO_SIZE:
+        raise ImageError(f"the texts of {len(found)} modules are too long")
+    return blob
