@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvm.command import command, run_to_end
+from kvm.command import run
 
 NAMES = ("multiboot", "multiboot2", "multiboot_flat")
 
@@ -16,9 +16,7 @@ def test_what_a_guest_is_told(guests: Path, tmp_path: Path, name: str) -> None:
     one.write_bytes(b"first")
     two.write_bytes(b"second")
     modules = f"{one} with words,{two}"
-    ended = run_to_end(
-        command(guests / name, "--memory", "64M", "--initrd", modules, append="some words")
-    )
+    ended = run(guests / name, "--memory", "64M", "--initrd", modules, append="some words")
     ended.check()
     words = "some words" if name == "multiboot2" else f"{name} some words"
     assert ended.value("command line") == words
