@@ -76,6 +76,40 @@ class CpuConfig(NamedTuple):
 HOST_CPU = CpuConfig()
 
 
+class FlatConfig(NamedTuple):
+    """A flat binary: bytes that are copied to ``address`` (None: the mode's usual one) and entered
+    there, in 16-, 32- or 64-bit mode."""
+
+    path: str
+    address: int | None = None
+    bits: int = 16
+
+    @property
+    def mode(self) -> str:
+        """As :func:`pyvmm.boot.flat.load` has it."""
+        return {16: "real", 32: "protected", 64: "long"}[self.bits]
+
+    @classmethod
+    def parse(cls, text: str) -> FlatConfig:
+        """From ``FILE[@ADDRESS][,bits=16|32|64]``."""
+        place, options = parse_sub_options(text, "--flat", {"bits": "16|32|64"})
+        bits = options.get("bits", "16")
+        if bits not in ("16", "32", "64"):
+            raise ConfigError(f"--flat {place},bits: {bits!r} is none of 16, 32, 64")
+        path, separator, where = place.rpartition("@")
+        if not separator:
+            return cls(place, None, int(bits))
+        try:
+            address = int(where, 0)
+        except ValueError:
+            raise ConfigError(
+                f"--flat: {where!r} is not an address", "such as boot.bin@0x7c00"
+            ) from None
+        if not 0 <= address < MAX_MEMORY:
+            raise ConfigError(f"--flat: nothing can be loaded at {where}")
+        return cls(path, address, int(bits))
+
+
 class CpuPin(NamedTuple):
     """The vCPU ``vcpu`` runs on these CPUs of the host alone."""
 
@@ -125,7 +159,8 @@ PLAIN_MEMORY = MemoryBacking()
 class MachineConfig:
     """Everything that :class:`~pyvmm.machine.Machine` needs to know.
 
-    Without a ``kernel`` it starts at the reset vector of ``firmware``, by default its own BIOS.
+    With ``flat`` the ``kernel`` is a flat binary. Without a ``kernel`` the guest starts at the
+    reset vector of ``firmware``, by default PyVMM's own BIOS.
 
     ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`),
     and ``words`` the part that is the user's own;
@@ -139,6 +174,7 @@ class MachineConfig:
     """
 
     kernel: str | None = None
+    flat: FlatConfig | None = None
     firmware: str | None = None
     initrd: str | None = None
     command_line: str = DEFAULT_COMMAND_LINE
@@ -175,6 +211,11 @@ class MachineConfig:
             fields["memory_size"], fields["memory_backing"] = MemoryBacking.parse(given["memory"])
         if "cpu" in given:
             fields["cpu"] = CpuConfig.parse(given["cpu"])
+        if "flat" in given:
+            if "kernel" in given:
+                raise ConfigError("--flat and --kernel: one of them is the guest")
+            fields["flat"] = flat = FlatConfig.parse(given["flat"])
+            fields["kernel"] = flat.path
         if "cpu_affinity" in given:
             fields["cpu_affinity"] = CpuPin.parse(given["cpu_affinity"])
         fields["command_line"] = command_line(

@@ -183,6 +183,7 @@ class Machine:
             self.memory,
             command_line=" ".join([*words, config.command_line]),
             words=config.words,
+            flat=config.flat,
             initrd=config.initrd,
             entry=config.entry,
             rsdp=tables.rsdp,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from pyvmm.boot import protocol
 from pyvmm.boot.entry import EntryState
@@ -13,6 +14,9 @@ from pyvmm.boot.image import ImageFile
 from pyvmm.boot.memory_map import memory_option
 from pyvmm.errors import ConfigError
 from pyvmm.memory import MIB, GuestMemory
+
+if TYPE_CHECKING:
+    from pyvmm.config import FlatConfig
 
 ENTRIES = ("auto", "64", "32", "pvh", "multiboot", "multiboot2", "real")
 """The entry points that can be asked for. "real" takes the file for a flat binary."""
@@ -29,26 +33,29 @@ def load(
     words: str | None = None,
     initrd: str | os.PathLike[str] | None = None,
     entry: str = "auto",
+    flat: FlatConfig | None = None,
     rsdp: int = 0,
 ) -> EntryState:
     """Load the kernel at ``path`` and return the state to enter it in.
 
     ``words`` is the part of the command line that the user gave, for kernels that have no use for
     what Linux wants to be told; by default, all of it. ``rsdp`` is the GPA of the ACPI root
-    pointer, 0 if there are no ACPI tables. Everything about the files and their fit into ``memory``
-    that is wrong raises :class:`~pyvmm.errors.ImageError`; a bad option,
-    :class:`~pyvmm.errors.ConfigError`.
+    pointer, 0 if there are no ACPI tables. With ``flat`` the file is a flat binary. Everything
+    about the files and their fit into ``memory`` that is wrong raises
+    :class:`~pyvmm.errors.ImageError`; a bad option, :class:`~pyvmm.errors.ConfigError`.
     """
     if entry not in ENTRIES:
         raise ConfigError(f"no such entry point: {entry}", f"choose from {', '.join(ENTRIES)}")
     # One protocol is imported, not all: start-up time is a budget.
     with ImageFile(path) as image:
-        if entry == "real":
-            from pyvmm.boot import flat
+        if entry == "real" or flat is not None:
+            from pyvmm.boot.flat import load as load_flat
 
             if initrd is not None:
-                raise ConfigError("a real-mode binary takes no initrd")
-            return flat.load(image, memory)
+                raise ConfigError("a flat binary takes no initrd")
+            if flat is None:
+                return load_flat(image, memory)
+            return load_flat(image, memory, mode=flat.mode, address=flat.address)
         chosen = protocol.choose(image, entry)
         if memory.size < MIN_MEMORY:
             raise ConfigError(

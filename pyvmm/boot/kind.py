@@ -55,6 +55,8 @@ def _other_kernel(name: str, noun: str, hint: str = "") -> Kind:
     return Kind(name, f"is {noun}; PyVMM boots bzImage and ELF kernels for x86", hint)
 
 
+_BOOTS_IT = "--disk boots it, --flat a lone sector"
+
 _MAGIC_NUMBERS = (
     (0x000, ELF_MAGIC, ELF),
     (0x202, b"HdrS", BZIMAGE),
@@ -83,7 +85,7 @@ _MAGIC_NUMBERS = (
     (0x000, b"QFI\xfb", _not_a_kernel("qcow2", "a qcow2 disk image")),
     (0x438, b"\x53\xef", _not_a_kernel("ext4", "an ext2/3/4 file system", "is it the disk?")),
     (0x000, b"hsqs", _not_a_kernel("squashfs", "a squashfs file system", "is it the disk?")),
-    (0x1FE, b"\x55\xaa", _not_a_kernel("boot sector", "a boot sector or disk image")),
+    (0x1FE, b"\x55\xaa", _not_a_kernel("boot sector", "a boot sector or disk image", _BOOTS_IT)),
 )  # fmt: skip
 """Offset, bytes there, what that means; the first that fits counts."""
 

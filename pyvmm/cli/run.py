@@ -22,9 +22,15 @@ FILE = click.Path(readable=False)
 
 @click.command()
 @click.option("-k", "--kernel", type=FILE, metavar="FILE",
-              help="bzImage or ELF kernel.  [default: the BIOS boots the first disk]")  # fmt: skip
+              help="bzImage or ELF kernel.  [default: a BIOS boots the first disk]")  # fmt: skip
 @click.option("--firmware", type=FILE, metavar="FILE",
-              help="A ROM to start from without a kernel, not PyVMM's own BIOS.")  # fmt: skip
+              help="A ROM to start from, not PyVMM's own BIOS.")  # fmt: skip
+@click.option(
+    "--flat",
+    type=FILE,
+    metavar="FILE[@ADDRESS][,bits=16|32|64]",
+    help="Instead of a kernel, bytes to copy to ADDRESS (0x7c00, or 1M) and enter there.",
+)
 @click.option("-i", "--initrd", type=FILE, metavar="FILE", help="Initial RAM disk.")
 @click.option(
     "-d",
