@@ -15,6 +15,10 @@ struct start_info {
     uint32_t memmap_entries, reserved;
 };
 
+struct module {
+    uint64_t start, size, cmdline, reserved;
+};
+
 struct memmap_entry {
     uint64_t start, size;
     uint32_t type, reserved;
@@ -60,6 +64,10 @@ static void test_start_info(const struct start_info *info)
     check_between("start info version", info->version, 1, 1);
     print("command line: %s\n", (const char *)(uintptr_t)info->cmdline);
     print("modules: %u\n", info->nr_modules);
+    const struct module *module = (const struct module *)(uintptr_t)info->modlist;
+    for (unsigned i = 0; i < info->nr_modules; i++)
+        print("module: %s: %c\n", (const char *)(uintptr_t)module[i].cmdline,
+              *(const char *)(uintptr_t)module[i].start);
 
     const uint8_t *rsdp = (const uint8_t *)(uintptr_t)info->rsdp;
     uint8_t sum = 0;

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from pyvmm import layout
 from pyvmm.boot import command_line as command_lines
 from pyvmm.boot import initrd as initrds
-from pyvmm.boot import pvh, zero_page
+from pyvmm.boot import modules, pvh, zero_page
 from pyvmm.boot.entry import (
     GDT_SIZE,
     IDENTITY_MAP_SIZE,
@@ -342,14 +342,20 @@ def load(
     kernel.check_fits(memory, len(line))
 
     occupied = [(p.p_paddr, p.end) for p in kernel.segments]
-    ramdisk = initrds.load(initrd, memory, MMIO_HOLE_START - 1, occupied)
+    given = []
+    ramdisk = initrds.Initrd()
+    if entry == "pvh" and not kernel.is_linux:
+        given = modules.load(initrd, memory, occupied)
+    else:
+        ramdisk = initrds.load(initrd, memory, MMIO_HOLE_START - 1, occupied)
+        given = [modules.Module(*ramdisk, b"")] if ramdisk.size else []
     for p in kernel.segments:
         image.read_into(memory.view(p.p_paddr, p.p_filesz), p.p_offset)
         memory.clear(p.p_paddr + p.p_filesz, p.p_memsz - p.p_filesz)
     command_lines.write(memory, line)
     address = kernel.entry_points[entry]
     if entry == "pvh":
-        pvh.write_start_info(memory, memory_map(memory), ramdisk, rsdp)
+        pvh.write_start_info(memory, memory_map(memory), given, rsdp)
         return pvh.entry_state(memory, address)
     header = zero_page.SetupHeader(
         loadflags=zero_page.LoadFlags.LOADED_HIGH,

@@ -46,12 +46,16 @@ class TestProtectedMode:
         ended.check()
         assert 5 * 1024 - 1 < int(ended.value("ram"), 16) / MIB <= 5 * 1024
 
-    def test_initrd_is_a_module(self, guests: Path, tmp_path: Path) -> None:
-        initrd = tmp_path / "initrd"
-        initrd.write_bytes(b"anything")
-        ended = run(guests / "pvh", "--initrd", str(initrd), stdin=END_OF_TRANSMISSION)
+    def test_modules(self, guests: Path, tmp_path: Path) -> None:
+        one, two = tmp_path / "one", tmp_path / "two"
+        one.write_bytes(b"1")
+        two.write_bytes(b"2" * 5000)
+        modules = f"{one} words,{two}"
+        ended = run(guests / "pvh", "--initrd", modules, stdin=END_OF_TRANSMISSION)
         ended.check()
-        assert ended.value("modules") == "1"
+        assert ended.value("modules") == "2"
+        found = [line for line in ended.lines if line.startswith("module: ")]
+        assert found == [f"module: {one} words: 1", f"module: {two}: 2"]
 
     def test_serial_echo_by_interrupts(self, guests: Path) -> None:
         generator = random.Random(1)
