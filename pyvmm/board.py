@@ -6,7 +6,7 @@ doorbells and the clock come from outside, so a board can be built and poked in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
@@ -222,6 +222,14 @@ class Board:
         device = DebugExit(self.requests.debug_exit)
         self.pio.add(layout.DEBUG_EXIT, 4, device, "debug exit", max_size=4)
         self.devices["debug-exit"] = device
+
+    def add_fw_cfg(self, cpus: int, files: Mapping[str, bytes]) -> None:
+        """What firmware asks for ``files``."""
+        from pyvmm.devices.fw_cfg import PORTS, FwCfg
+
+        device = FwCfg(self.wiring.memory, self.wiring.faults, cpus, files)
+        self.pio.add(layout.FW_CFG, PORTS, device, "fw_cfg", max_size=4)
+        self.devices["fw-cfg"] = device
 
     def assign_pci_addresses(self) -> None:
         """Give every BAR its address; after the last PCI device was added."""

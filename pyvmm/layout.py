@@ -59,6 +59,7 @@ KEYBOARD_COMMAND = 0x64
 CMOS_PORTS = 0x70
 CMOS_CENTURY = 0x32
 """Where CMOS RAM has the century; the FADT tells the guest."""
+FW_CFG = 0x510
 POST_PORT = 0x80
 SYSTEM_CONTROL_A = 0x92
 DEBUG_CONSOLE = 0xE9

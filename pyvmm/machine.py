@@ -105,6 +105,7 @@ class Machine:
         self._started = False
         self._paused = False
         self._rom: Rom | None = None
+        self._fw_cfg: dict[str, bytes] = {}
         self._reset_wanted = False
         self._reboots = 0
         self._ended = threading.Event()
@@ -165,19 +166,9 @@ class Machine:
         """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
         config = self.config
         if config.kernel is None:
-            from pyvmm.boot import firmware
-
-            self._rom = firmware.load(config.firmware or firmware.own_bios(), self.memory)
-            return EntryState.reset_vector()
-        slots = [layout.virtio_mmio_slot(number) for number in range(config.mmio_devices)]
-        tables = acpi.build(
-            cpus=config.cpus,
-            serial_ports=self._serial_ports,
-            virtio_mmio=slots,
-            virtio_mmio_named=not config.mmio_cmdline,
-        )
-        words = virtio_mmio_words(slots) if config.mmio_cmdline else []
-        self.memory.write(layout.ACPI_TABLES, tables.blob)
+            return self._load_firmware()
+        tables = self._write_acpi_tables()
+        words = virtio_mmio_words(self._mmio_slots) if config.mmio_cmdline else []
         return boot.load(
             config.kernel,
             self.memory,
@@ -188,6 +179,35 @@ class Machine:
             entry=config.entry,
             rsdp=tables.rsdp,
         )
+
+    def _load_firmware(self) -> EntryState:
+        from pyvmm.boot import firmware
+
+        given = self.config.firmware
+        self._rom = firmware.load(given or firmware.own_bios(), self.memory)
+        if given is None:
+            self._write_acpi_tables()
+        else:
+            from pyvmm.boot import fw_cfg_files
+
+            tables = self._write_acpi_tables(fw_cfg_files.acpi_address(self.memory))
+            self._fw_cfg = fw_cfg_files.files(self.memory, tables)
+        return EntryState.reset_vector()
+
+    def _write_acpi_tables(self, address: int = layout.ACPI_TABLES) -> acpi.AcpiTables:
+        tables = acpi.build(
+            cpus=self.config.cpus,
+            serial_ports=self._serial_ports,
+            virtio_mmio=self._mmio_slots,
+            virtio_mmio_named=not self.config.mmio_cmdline,
+            address=address,
+        )
+        self.memory.write(address, tables.blob)
+        return tables
+
+    @property
+    def _mmio_slots(self) -> list[layout.MmioSlot]:
+        return [layout.virtio_mmio_slot(number) for number in range(self.config.mmio_devices)]
 
     def _build_board(self, serial: Sequence[CharacterBackend]) -> Board:
         wiring = Wiring(
@@ -223,6 +243,8 @@ class Machine:
             from pyvmm.user_devices.plugging import plug  # few machines have one
 
             plug(self.config.devices, board)  # last, so that they yield to all others
+        if self._fw_cfg:
+            board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         board.assign_pci_addresses()
         assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
         if tracer is not None:

@@ -97,7 +97,7 @@ _MCFG_ENTRY = struct.Struct("<QHBB4x")
 
 
 class AcpiTables(NamedTuple):
-    """Finished tables: ``blob`` goes to GPA layout.ACPI_TABLES, ``rsdp`` is the root's GPA.
+    """Finished tables: ``blob`` goes to GPA ``rsdp``, where it has the root.
     ``tables`` has each table by itself under its signature."""
 
     rsdp: int
@@ -122,19 +122,21 @@ def build(
     virtio_mmio: Sequence[MmioSlot] = (),
     virtio_mmio_named: bool = True,
     pci_window_64: tuple[int, int] | None = None,
+    address: int = layout.ACPI_TABLES,
 ) -> AcpiTables:
     """The tables of a machine with ``cpus`` vCPUs and COM1 to COM``serial_ports``.
 
     Of virtio-mmio devices they tell where they are, unless something else does
     (``virtio_mmio_named``), and that their interrupts are levels.
-    ``pci_window_64`` is a (start, end) above 4 GiB for PCI BARs, if there is one.
+    ``pci_window_64`` is a (start, end) above 4 GiB for PCI BARs, if there is one. They are made to
+    lie at ``address``.
     """
     if not 1 <= cpus <= MAX_CPUS:
         raise ConfigError(f"ACPI tables for {cpus} CPUs: 1 to {MAX_CPUS} are possible")
     if not 0 <= serial_ports <= len(layout.SERIAL_PORTS):
         raise ConfigError(f"{serial_ports} serial ports: at most 4 are possible")
 
-    blob = _Blob(layout.ACPI_TABLES)
+    blob = _Blob(address)
     blob.reserve(_RSDP.size)
     facs = blob.add("FACS", _facs())
     named = virtio_mmio if virtio_mmio_named else ()
@@ -170,7 +172,7 @@ class _Blob:
     def finish(self, rsdp: bytes) -> AcpiTables:
         """Put the root pointer in front."""
         self._bytes[: len(rsdp)] = rsdp
-        if self._base + len(self._bytes) > layout.ACPI_TABLES_END:
+        if len(self._bytes) > layout.ACPI_TABLES_END - layout.ACPI_TABLES:
             raise ConfigError(f"the ACPI tables have {len(self._bytes)} bytes; that is too many")
         return AcpiTables(self._base, bytes(self._bytes), self._tables)
 
