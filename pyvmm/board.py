@@ -6,7 +6,7 @@ doorbells and the clock come from outside, so a board can be built and poked in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
@@ -27,6 +27,7 @@ from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from pyvmm.boot.firmware import BiosFacts
     from pyvmm.user_devices.attachment import Attachment
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
@@ -230,6 +231,25 @@ class Board:
         device = FwCfg(self.wiring.memory, self.wiring.faults, cpus, files)
         self.pio.add(layout.FW_CFG, PORTS, device, "fw_cfg", max_size=4)
         self.devices["fw-cfg"] = device
+
+    def add_bios_services(
+        self, boot_order: Sequence[int], facts: Callable[[], BiosFacts], give_up: Callable[[], None]
+    ) -> None:
+        """What PyVMM's own BIOS needs of the VMM; after the last disk was plugged in."""
+        from pyvmm.devices.bios_services import BiosServices
+        from pyvmm.virtio.bios_disk import bios_disks
+
+        device = BiosServices(
+            self.wiring.memory,
+            self.wiring.faults,
+            bios_disks(self.virtio),
+            boot_order,
+            facts,
+            give_up=give_up,
+            reset=self.requests.reset,
+        )
+        self.pio.add(layout.BIOS_SERVICES, 4, device, "BIOS services", max_size=4)
+        self.devices["bios-services"] = device
 
     def assign_pci_addresses(self) -> None:
         """Give every BAR its address; after the last PCI device was added."""

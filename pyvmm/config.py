@@ -328,6 +328,13 @@ class MachineConfig:
         return os.path.basename(self.kernel or disk or self.firmware or "")
 
     @property
+    def boot_order(self) -> list[int]:
+        """The disks' numbers as the BIOS tries them: those with a bootindex first."""
+        disks = [(disk.bootindex, number) for number, disk in enumerate(self.disks)]
+        chosen = sorted((index, number) for index, number in disks if index is not None)
+        return [number for _, number in chosen] + [n for index, n in disks if index is None]
+
+    @property
     def mmio_devices(self) -> int:
         """How many virtio devices there are behind mmio. Every virtio device's configuration is a
         field, or in a tuple that is one, and has an attribute ``transport``."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_CONSOLE_PORTS = 15
 MIN_VSOCK_CID, MAX_VSOCK_CID = 3, 0xFFFF_FFFE
+MAX_BOOTINDEX = 99
 MAX_QUEUE_PAIRS = 8
 MIN_MTU, MAX_MTU = 68, 65521
 """What IPv4 needs (RFC 791), and what a tap can have."""
@@ -48,7 +49,7 @@ class DiskConfig:
 
     ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
     ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's; ``faults`` are to be
-    injected.
+    injected; ``bootindex`` is the disk's place among those that the BIOS tries to boot from.
     """
 
     path: str
@@ -56,6 +57,7 @@ class DiskConfig:
     serial: str = ""
     transport: str = ""
     faults: DiskFaults | None = None
+    bootindex: int | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -68,9 +70,14 @@ class DiskConfig:
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
-        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio]``, and the faults' options
-        (:mod:`pyvmm.fault_config`)."""
-        known = {"readonly": _SWITCH, "serial": "TEXT", "transport": _TRANSPORT}
+        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio][,bootindex=N]``, and the
+        faults' options (:mod:`pyvmm.fault_config`)."""
+        known = {
+            "readonly": _SWITCH,
+            "serial": "TEXT",
+            "transport": _TRANSPORT,
+            "bootindex": "N",
+        }
         faults = None
         if _names_one_of(text, ("error=", "latency=", "seed=")):
             from pyvmm.fault_config import DISK_FAULT_OPTIONS, DiskFaults
@@ -81,7 +88,12 @@ class DiskConfig:
         path, options = parse_sub_options(text, "--disk", known)
         readonly = parse_switch(options.get("readonly", "off"), f"--disk {path},readonly")
         transport = options.get("transport", "")
-        return cls(path, readonly, options.get("serial", ""), transport, faults)
+        bootindex = None
+        if "bootindex" in options:
+            bootindex = parse_number(
+                options["bootindex"], 0, MAX_BOOTINDEX, f"--disk {path},bootindex"
+            )
+        return cls(path, readonly, options.get("serial", ""), transport, faults, bootindex)
 
 
 class RngConfig(NamedTuple):

@@ -47,7 +47,7 @@ from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, ent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.boot.firmware import Rom
+    from pyvmm.boot.firmware import BiosFacts, RealModeKernel, Rom
     from pyvmm.trace.tracer import Tracer
 
 
@@ -106,6 +106,7 @@ class Machine:
         self._paused = False
         self._rom: Rom | None = None
         self._fw_cfg: dict[str, bytes] = {}
+        self._bios: BiosFacts | None = None
         self._reset_wanted = False
         self._reboots = 0
         self._ended = threading.Event()
@@ -183,16 +184,23 @@ class Machine:
     def _load_firmware(self) -> EntryState:
         from pyvmm.boot import firmware
 
-        given = self.config.firmware
-        self._rom = firmware.load(given or firmware.own_bios(), self.memory)
-        if given is None:
-            self._write_acpi_tables()
+        if self.config.firmware is None:
+            self._load_bios(self._write_acpi_tables())
         else:
             from pyvmm.boot import fw_cfg_files
 
+            self._rom = firmware.load(self.config.firmware, self.memory)
             tables = self._write_acpi_tables(fw_cfg_files.acpi_address(self.memory))
             self._fw_cfg = fw_cfg_files.files(self.memory, tables)
         return EntryState.reset_vector()
+
+    def _load_bios(self, tables: acpi.AcpiTables, kernel: RealModeKernel | None = None) -> None:
+        from pyvmm.boot import firmware
+
+        end = tables.rsdp + len(tables.blob)
+        self._rom, self._bios = firmware.load_own(
+            self.memory, cpus=self.config.cpus, tables=end, kernel=kernel
+        )
 
     def _write_acpi_tables(self, address: int = layout.ACPI_TABLES) -> acpi.AcpiTables:
         tables = acpi.build(
@@ -245,6 +253,8 @@ class Machine:
             plug(self.config.devices, board)  # last, so that they yield to all others
         if self._fw_cfg:
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
+        if self._bios is not None:
+            board.add_bios_services(self.config.boot_order, self._bios_facts, self._not_bootable)
         board.assign_pci_addresses()
         assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
         if tracer is not None:
@@ -494,6 +504,13 @@ class Machine:
             state(thread.vcpu, self.memory, pio, mmio, crash if thread is crashed else None)
             for thread in self.vcpus
         )
+
+    def _bios_facts(self) -> BiosFacts:
+        assert self._bios is not None
+        return self._bios
+
+    def _not_bootable(self) -> None:
+        self.end(Reason.NOT_BOOTABLE)
 
     def _panicked(self) -> None:
         if self.on_panic is not None:

@@ -13,6 +13,7 @@ class Reason(Enum):
     REBOOT = "rebooted"
     EXPECTED = "printed what was expected"
     DEBUG_EXIT = "wrote to the debug exit port"
+    NOT_BOOTABLE = "found no disk to boot"
     PANIC = "panicked"
     CRASH = "crashed"
     MISSED = "ended without what was expected"
@@ -27,6 +28,7 @@ EXIT_STATUS = {
     Reason.POWER_OFF: 0,
     Reason.REBOOT: 0,
     Reason.EXPECTED: 0,
+    Reason.NOT_BOOTABLE: 1,
     Reason.PANIC: 3,
     Reason.CRASH: 4,
     Reason.MISSED: 5,
@@ -75,6 +77,7 @@ class Outcome(NamedTuple):
             Reason.REBOOT: "guest rebooted",
             Reason.EXPECTED: "expected text came",
             Reason.DEBUG_EXIT: f"guest exited with value {self.value:#x}",
+            Reason.NOT_BOOTABLE: "no bootable disk",
             Reason.PANIC: "guest panicked",
             Reason.CRASH: "guest crashed",
             Reason.MISSED: "expected text did not come",

@@ -16,9 +16,13 @@ import os
 from typing import NamedTuple
 
 from pyvmm import layout
+from pyvmm.boot import smbios
 from pyvmm.boot.image import ImageFile
+from pyvmm.boot.memory_map import MapEntry, MemoryType, memory_map
 from pyvmm.errors import ImageError
-from pyvmm.memory import KIB, PAGE_SIZE, GuestMemory
+from pyvmm.memory import KIB, PAGE_SIZE, GuestMemory, align_up
+
+_SMBIOS_ALIGNMENT = 16
 
 
 class Rom(NamedTuple):
@@ -28,9 +32,42 @@ class Rom(NamedTuple):
     view: memoryview
 
 
+class RealModeKernel(NamedTuple):
+    """A kernel that is in memory and has to be entered by the BIOS: its code begins 0x20 paragraphs
+    behind ``segment``, which all segment registers but CS have."""
+
+    segment: int
+    sp: int
+
+
+class BiosFacts(NamedTuple):
+    """What PyVMM's own BIOS asks the VMM for: see :mod:`pyvmm.devices.bios_services`. ``smbios`` is
+    where the SMBIOS entry points are; ``kernel`` is to be entered instead of a boot sector."""
+
+    memory_map: list[MapEntry]
+    smbios: int
+    kernel: RealModeKernel | None = None
+
+
 def own_bios() -> str:
-    """Where PyVMM's own BIOS is."""
+    """Where PyVMM's own BIOS is; it is built with the package, from firmware/."""
     return os.path.join(os.path.dirname(os.path.dirname(__file__)), "bios.rom")
+
+
+def load_own(
+    memory: GuestMemory, *, cpus: int, tables: int, kernel: RealModeKernel | None = None
+) -> tuple[Rom, BiosFacts]:
+    """PyVMM's own BIOS, and what it is told; the SMBIOS tables go to ``tables`` or behind."""
+    rom = load(own_bios(), memory)
+    entries = memory_map(memory)
+    entries.append(MapEntry(rom.gpa, len(rom.view), MemoryType.RESERVED))
+    address = align_up(tables, _SMBIOS_ALIGNMENT)
+    segment = (layout.HIGH_RAM - len(rom.view)) >> 4
+    blob = smbios.build(address, cpus=cpus, bios_segment=segment, memory_map=entries)
+    if address + len(blob) > layout.HIGH_RAM - len(rom.view):
+        raise ImageError(f"ACPI and SMBIOS tables of {cpus} CPUs leave no room for the BIOS")
+    memory.write(address, blob)
+    return rom, BiosFacts(sorted(entries), address, kernel)
 
 
 def load(path: str | os.PathLike[str], memory: GuestMemory) -> Rom:

@@ -203,6 +203,11 @@ class VirtioMmio(Device):
             self._withdraw_interrupts()
         self._place_doorbells()
 
+    def dismiss_driver(self) -> None:
+        """As if the driver had reset the device; its place and interrupts stay configured."""
+        with self.lock:
+            self._set_status(0)
+
     # Doorbells.
 
     def _place_doorbells(self) -> None:

@@ -276,6 +276,11 @@ class VirtioPci(PciFunction):
             self.set_intx(False)
         self._place_doorbells()
 
+    def dismiss_driver(self) -> None:
+        """As if the driver had reset the device; its place and interrupts stay configured."""
+        with self.lock:
+            self._set_status(0)
+
     # BAR 4.
 
     def _read_structure(self, offset: int, size: int) -> int:

@@ -1,0 +1,106 @@
+/*
+ * INT 19h and 18h: the bootstrap. The disks are tried in the order that the VMM says; or there is a
+ * kernel in memory, which it put there, to be entered. When nothing boots the run ends.
+ */
+#include "bios.h"
+
+        .globl  int18, int19
+
+/* What SERVICE_BOOT says there is to boot. */
+#define BOOT_DISK 0
+#define BOOT_KERNEL 1
+
+        .data
+boot_attempts:
+        .byte   0
+        .text
+
+/* From the beginning. */
+int19:  mov     byte ptr cs:[boot_attempts], 0
+
+/* The boot sector has given up: the next disk. */
+int18:  cli
+        cld
+        xor     ax, ax
+        mov     ss, ax
+        mov     sp, BOOT_SECTOR
+        push    BDA_SEGMENT
+        pop     ds
+        sti
+next:   mov     al, cs:[boot_attempts]
+        inc     byte ptr cs:[boot_attempts]
+        mov     cs:[request_unit], al
+        mov     al, SERVICE_BOOT
+        call    services
+        jc      nothing_boots
+        cmp     byte ptr cs:[request_flags], BOOT_KERNEL
+        je      enter_kernel
+
+        mov     dl, cs:[request_unit]
+        add     dl, 0x80
+        push    ss
+        pop     es
+        mov     bx, BOOT_SECTOR
+        mov     ax, 0x0201
+        mov     cx, 1
+        mov     dh, 0
+        int     0x13
+        jc      next
+        cmp     word ptr es:[BOOT_SECTOR + 510], 0xAA55
+        jne     next
+        mov     si, offset booting
+        call    print
+        movzx   eax, dl
+        sub     al, 0x7F
+        push    dx
+        call    print_decimal
+        pop     dx
+        mov     si, offset booting_end
+        call    print
+        xor     ax, ax
+        mov     ds, ax
+        mov     es, ax
+        xor     bx, bx
+        xor     cx, cx
+        xor     dh, dh
+        xor     si, si
+        xor     di, di
+        xor     bp, bp
+        mov     ax, 0xAA55
+        ljmp    0, BOOT_SECTOR
+
+/* A Linux kernel by its real-mode entry (Documentation/arch/x86/boot.rst, "Running the kernel"):
+ * request_count has SP and the segment of its set-up code, which is all segments but CS; that is 20h
+ * more. */
+enter_kernel:
+        cli
+        mov     eax, cs:[request_count]
+        mov     bx, ax
+        shr     eax, 16
+        mov     ds, ax
+        mov     es, ax
+        mov     fs, ax
+        mov     gs, ax
+        mov     ss, ax
+        mov     sp, bx
+        add     ax, 0x20
+        push    ax
+        push    0
+        retf
+
+nothing_boots:
+        mov     si, offset no_bootable_disk
+        call    print
+        mov     al, SERVICE_GIVE_UP
+        call    services
+1:      cli
+        hlt
+        jmp     1b
+
+        .section .rodata
+booting:
+        .asciz  "Booting from disk "
+booting_end:
+        .asciz  "\r\n"
+no_bootable_disk:
+        .asciz  "No bootable disk\r\n"
