@@ -50,7 +50,7 @@ VIRTIO_CONSOLE = "console=hvc0"
 
 VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
-ENTRIES = ("auto", "64", "32", "pvh", "multiboot", "multiboot2", "real")
+ENTRIES = ("auto", "64", "32", "16", "pvh", "multiboot", "multiboot2", "real")
 ON_REBOOT = ("exit", "restart")
 
 
@@ -246,7 +246,7 @@ class MachineConfig:
         if not self.name.isprintable():
             raise ConfigError(f"--name: {self.name!r} is not plain text")
         for option, value, known in (
-            ("--entry", self.entry, ENTRIES),
+            ("--boot", self.entry, ENTRIES),
             ("--on-reboot", self.on_reboot, ON_REBOOT),
             ("--transport", self.transport, TRANSPORTS),
         ):

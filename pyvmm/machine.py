@@ -31,7 +31,7 @@ from pyvmm.backends.character import CharacterBackend
 from pyvmm.board import Board, Requests, Wiring
 from pyvmm.boot import acpi
 from pyvmm.boot.command_line import virtio_mmio_words
-from pyvmm.boot.entry import EntryState
+from pyvmm.boot.entry import EntryState, RealModeKernel
 from pyvmm.config import MachineConfig
 from pyvmm.errors import GuestFaults, HostError, PyvmmError
 from pyvmm.eventloop import EventLoop
@@ -47,7 +47,7 @@ from pyvmm.vcpu import GuestCrash, TripleFault, VcpuThread, at_reset_vector, ent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.boot.firmware import BiosFacts, RealModeKernel, Rom
+    from pyvmm.boot.firmware import BiosFacts, Rom
     from pyvmm.trace.tracer import Tracer
 
 
@@ -170,7 +170,7 @@ class Machine:
             return self._load_firmware()
         tables = self._write_acpi_tables()
         words = virtio_mmio_words(self._mmio_slots) if config.mmio_cmdline else []
-        return boot.load(
+        entry = boot.load(
             config.kernel,
             self.memory,
             command_line=" ".join([*words, config.command_line]),
@@ -180,6 +180,9 @@ class Machine:
             entry=config.entry,
             rsdp=tables.rsdp,
         )
+        if entry.kernel is not None:
+            self._load_bios(tables, entry.kernel)
+        return entry
 
     def _load_firmware(self) -> EntryState:
         from pyvmm.boot import firmware

@@ -18,7 +18,7 @@ from pyvmm.memory import MIB, GuestMemory
 if TYPE_CHECKING:
     from pyvmm.config import FlatConfig
 
-ENTRIES = ("auto", "64", "32", "pvh", "multiboot", "multiboot2", "real")
+ENTRIES = ("auto", "64", "32", "16", "pvh", "multiboot", "multiboot2", "real")
 """The entry points that can be asked for. "real" takes the file for a flat binary."""
 
 MIN_MEMORY = 2 * MIB

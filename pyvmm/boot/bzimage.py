@@ -6,8 +6,9 @@ followed by the protected-mode kernel: a decompressor with the compressed vmlinu
 in a VMM plays the part of the first and enters the second, in 64-bit mode 0x200 bytes into it
 where the kernel allows that, in 32-bit mode at its first byte otherwise.
 
-Left out: the 16-bit entry, which calls the BIOS, and with it everything that has the form of a
-bzImage but no other entry: memdisk, iPXE's lkrn, GRUB's lnxboot, zImages. EFI handover too.
+The 16-bit entry, which calls the BIOS, is in :mod:`pyvmm.boot.real_mode`, and with it everything
+that has the form of a bzImage but no other entry: memdisk, iPXE's lkrn, GRUB's lnxboot, zImages.
+Left out: EFI handover.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ HEADER_END = 0x26C
 MIN_FILE_SIZE = 2 * SECTOR_SIZE
 DEFAULT_SETUP_SECTS = 4
 ENTRY_64_OFFSET = 0x200
+ENTRY_16 = 0x9_0200
+"""Of the real-mode code, wherever the kernel is: see :mod:`pyvmm.boot.real_mode`."""
 MIN_VERSION = 0x202
 """The first protocol with cmd_line_ptr, the command line as we pass it."""
 VERSION_LIMIT = 256
@@ -109,12 +112,12 @@ class BzImage:
 
     @property
     def entry_points(self) -> tuple[str, ...]:
-        """The entries that we can use, best first: "64", "32" or none."""
+        """The entries, best first: "64", "32" and "16", as far as they are there."""
         if self.needs_bios:
-            return ()
+            return ("16",)
         if self.header.xloadflags & zero_page.XLoadFlags.XLF_KERNEL_64:
-            return ("64", "32")
-        return ("32",)
+            return ("64", "32", "16")
+        return ("32", "16")
 
     @property
     def load_address(self) -> int:
@@ -140,16 +143,12 @@ class BzImage:
 
     def entry_address(self, entry: str) -> int:
         """The address of an entry point for a kernel at its load address."""
+        if entry == "16":
+            return ENTRY_16
         return self.load_address + (ENTRY_64_OFFSET if entry == "64" else 0)
 
     def choose_entry(self, requested: str) -> str:
         """The entry for ``requested``, which may be "auto"; an error if there is none."""
-        if self.needs_bios:
-            version = f" ({self.version})" if self.version else ""
-            raise ImageError(
-                f"{self.image.name}{version} has a 16-bit entry only, which needs a BIOS; "
-                "PyVMM has none"
-            )
         if requested == "auto":
             return self.entry_points[0]
         if requested not in self.entry_points:
@@ -187,6 +186,10 @@ def load(
     kernel = BzImage(image)
     header = kernel.header
     entry = kernel.choose_entry(entry)
+    if entry == "16":
+        from pyvmm.boot import real_mode  # few kernels are started so
+
+        return real_mode.load(image, memory, command_line=command_line, initrd=initrd)
     kernel.check_fits(memory)
     limit = header.cmdline_size or DEFAULT_CMDLINE_SIZE
     line = command_lines.encode(command_line, limit, f"kernel {image.name}")

@@ -115,9 +115,18 @@ _FLAT_DATA = Segment(0, _FLAT_LIMIT, BOOT_DS, _DATA, db=1, g=1)
 _NO_IDT = DescriptorTable(0, 0)
 
 
+class RealModeKernel(NamedTuple):
+    """A kernel in memory that the BIOS enters once it has started: its code begins 0x20 paragraphs
+    behind ``segment``, which all segment registers but CS have then."""
+
+    segment: int
+    sp: int
+
+
 class EntryState(NamedTuple):
     """Registers at a guest's entry. ``registers`` has the general registers, ``rip`` and
-    ``rflags`` under KVM's names; one that is missing is zero."""
+    ``rflags`` under KVM's names; one that is missing is zero. With a ``kernel``, the entry is that
+    of a BIOS, which has to be there."""
 
     registers: dict[str, int]
     cs: Segment
@@ -134,6 +143,7 @@ class EntryState(NamedTuple):
     cr3: int = 0
     cr4: int = 0
     efer: int = 0
+    kernel: RealModeKernel | None = None
 
     @classmethod
     def long_mode(cls, memory: GuestMemory, rip: int, **registers: int) -> EntryState:
@@ -220,6 +230,7 @@ def entry_name(entry: str) -> str:
     """An entry point's name in a sentence."""
     return {
         "64": "64-bit",
+        "16": "16-bit",
         "32": "32-bit",
         "pvh": "PVH",
         "real": "real-mode",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.boot import smbios
+from pyvmm.boot.entry import RealModeKernel
 from pyvmm.boot.image import ImageFile
 from pyvmm.boot.memory_map import MapEntry, MemoryType, memory_map
 from pyvmm.errors import ImageError
@@ -30,14 +31,6 @@ class Rom(NamedTuple):
 
     gpa: int
     view: memoryview
-
-
-class RealModeKernel(NamedTuple):
-    """A kernel that is in memory and has to be entered by the BIOS: its code begins 0x20 paragraphs
-    behind ``segment``, which all segment registers but CS have."""
-
-    segment: int
-    sp: int
 
 
 class BiosFacts(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import IntFlag
 from typing import Any
 
-from pyvmm.boot import kind, multiboot, multiboot2, payload, protocol
+from pyvmm.boot import kind, multiboot, multiboot2, payload, protocol, real_mode
 from pyvmm.boot.bzimage import BzImage
 from pyvmm.boot.elf import ELFCLASS64, EM_X86_64, ElfImage
 from pyvmm.boot.entry import entry_name
@@ -108,9 +108,10 @@ def _describe_bzimage(kernel: BzImage, facts: Description) -> None:
         facts |= _pvh_entry_inside(kernel)
     entry = kernel.choose_entry("auto")
     address = kernel.entry_address(entry)
+    ranges = kernel.ranges if entry != "16" else real_mode.occupied(kernel)
     facts |= {
-        "load_address": kernel.load_address,
-        "minimum_memory": align_up(max(end for _, end in kernel.ranges), MIB),
+        "load_address": ranges[0][0],
+        "minimum_memory": align_up(max(end for _, end in ranges), MIB),
         "boots": True,
         "how": f"the {entry_name(entry)} entry of the Linux boot protocol at {address:#x}",
     }

@@ -38,8 +38,10 @@ FILE = click.Path(readable=False)
     "disks",
     type=FILE,
     multiple=True,
-    metavar="FILE[,readonly=on][,serial=TEXT][,error=…][,latency=TIME][,seed=N][,transport=…]",
-    help="Raw image or block device, as /dev/vda; again for vdb and on. error=eio@sector=2048..4096,"
+    metavar="FILE[,readonly=on][,serial=TEXT][,bootindex=N][,error=…][,latency=TIME][,seed=N]"
+    "[,transport=…]",
+    help="Raw image or block device, as /dev/vda; again for vdb and on. bootindex is its place"
+    " among those that the BIOS tries to boot. error=eio@sector=2048..4096,"
     " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
 )
 @click.option(
@@ -113,12 +115,15 @@ FILE = click.Path(readable=False)
     help="Start from an empty command line, not 'console=ttyS0 reboot=k panic=-1'.",
 )
 @click.option(
+    "--boot",
     "--entry",
+    "entry",
     type=click.Choice(ENTRIES),
     default="auto",
     show_default=True,
-    help="How to enter the kernel: 64- or 32-bit Linux boot protocol, PVH; 'real' takes the file"
-    " for a flat binary and starts it in real mode.",
+    help="How to enter the kernel: 64-, 32- or 16-bit Linux boot protocol (16: by its real-mode"
+    " code, through the BIOS), PVH, Multiboot; 'real' takes the file for a flat binary and"
+    " starts it in real mode.",
 )
 @click.option(
     "--serial",

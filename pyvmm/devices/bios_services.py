@@ -28,25 +28,25 @@ REQUEST = struct.Struct("<BBBBIQQ")
 
 class Function:
     START = 0
-    """The BIOS starts: disks to rest. Results: unit, how many disks; sector, where the SMBIOS entry
-    points are."""
+    """The BIOS starts: disks to rest. Results: unit, how many disks; sector, where the SMBIOS
+    entry points are."""
     DISK = 1
     """Disk ``unit``. Results: sector, its size in sectors; flags, 1 if it is read-only."""
     READ = 2
-    """``amount`` sectors of disk ``unit`` from ``sector`` on, to the GPA ``buffer``. If it fails,
-    amount is 0 afterwards. WRITE and VERIFY the same, but that VERIFY needs no buffer."""
+    """``amount`` sectors of disk ``unit`` from ``sector`` on, to the GPA ``buffer``. If it
+    fails, amount is 0 afterwards. WRITE and VERIFY the same, but that VERIFY needs no buffer."""
     WRITE = 3
     VERIFY = 4
     FLUSH = 5
     """Make durable what was written to disk ``unit``."""
     MEMORY = 6
-    """Entry ``unit`` of the memory map. Results: start, size; amount, its type; unit, the next one's
-    number or 0."""
+    """Entry ``unit`` of the memory map. Results: start, size; amount, its type; unit, the
+    next one's number or 0."""
     COPY = 7
     """``amount`` bytes from the GPA ``start`` to the GPA ``buffer``."""
     BOOT = 8
-    """Attempt ``unit`` at booting. Results: flags, one of :class:`Boot`; unit, the disk; amount, the
-    kernel's segment and SP."""
+    """Attempt ``unit`` at booting. Results: flags, one of :class:`Boot`; unit, the disk;
+    amount, the kernel's segment and SP."""
     GIVE_UP = 9
     """Nothing boots."""
 

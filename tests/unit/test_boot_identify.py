@@ -84,7 +84,7 @@ def test_facts_of_a_bzimage(write) -> None:
     assert facts["kind"] == "bzImage"
     assert facts["version"].startswith("6.1.0-test")
     assert facts["protocol"] == "2.15"
-    assert facts["entry_points"] == {"64": 0x100_0200, "32": 0x100_0000}
+    assert facts["entry_points"] == {"64": 0x100_0200, "32": 0x100_0000, "16": 0x9_0200}
     assert facts["how"] == "the 64-bit entry of the Linux boot protocol at 0x1000200"
     assert facts["minimum_memory"] == 24 << 20
     assert facts["loadflags"] == ["LOADED_HIGH"]
@@ -104,7 +104,6 @@ def test_facts_of_a_vmlinux(write) -> None:
     [
         (b"hello\n", "text", "is a text file, not a kernel"),
         (bzimage()[:-100], "bzImage", "truncated"),
-        (bzimage(loadflags=0), "bzImage", "needs a BIOS"),
         (elf(Segment(0x100_0000), machine=183), "ELF", "AArch64"),
     ],
 )

@@ -202,7 +202,7 @@ def test_the_log_is_not_an_image_that_is_in_use(kernel: Path, tmp_path: Path) ->
         ("--disk.*'readwrite=on'", ["run", "-k", "x", "--disk", "d,readwrite=on"]),
         ("--disk.*'maybe'", ["run", "-k", "x", "--disk", "d,readonly=maybe"]),
         ("--cpu.*'486'", ["run", "-k", "x", "--cpu", "486"]),
-        ("--entry", ["run", "-k", "x", "--entry", "16"]),
+        ("--entry", ["run", "-k", "x", "--entry", "8086"]),
         ("no-such-option", ["run", "--no-such-option"]),
         ("no-such-command", ["no-such-command"]),
     ],

@@ -159,7 +159,7 @@ class TestMachine:
             ("cpus", 65, "--cpus"),
             ("disks", (DiskConfig("d"),) * 17, "--disk"),
             ("serial", ("null",) * 5, "--serial"),
-            ("entry", "16", "--entry"),
+            ("entry", "8086", "--boot"),
             ("on_reboot", "explode", "--on-reboot"),
             ("command_line", "a\0b", "--append"),
         ],
