@@ -82,6 +82,7 @@ GUESTS = {
     "mirror": (LONG, "mirror.c virtio.c"),
     "ring3": (FLAT, "modes.S ring3.c console.c interrupts.c"),
     "exits": (FLAT, "modes.S exits.S"),
+    "bios": (FLAT, "bios.S"),
     "at_once": (PVH, "at_once.S"),
     "bench": (PVH_64, "modes.S bench.c bench_disk.c bench_net.c virtio.c pci.c boot.c console.c"),
 }

@@ -76,7 +76,7 @@ def test_reasons_are_the_documented_ones() -> None:
     """A reader depends on them: a new one is added to docs/ci.md, an old one stays."""
     assert {reason.name.lower() for reason in Reason} == {
         *("power_off", "reboot", "expected", "debug_exit", "panic", "crash", "missed", "failed"),
-        *("warned", "timeout", "interrupted", "error"),
+        *("warned", "timeout", "interrupted", "error", "not_bootable"),
     }
 
 
@@ -133,7 +133,7 @@ def test_the_machine(tmp_path: Path) -> None:
 
 FAILURES = [
     *(Reason.PANIC, Reason.CRASH, Reason.MISSED, Reason.FAILED, Reason.WARNED, Reason.TIMEOUT),
-    Reason.DEBUG_EXIT,
+    *(Reason.DEBUG_EXIT, Reason.NOT_BOOTABLE),
 ]
 ERRORS = [Reason.ERROR, Reason.INTERRUPTED]
 
