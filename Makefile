@@ -50,6 +50,7 @@ unit: setup  ## tests without KVM
 
 kvm: setup  ## tests with guests of our own
 	$(VENV)/python -m guests.asm.build
+	@$(MAKE) --silent -C guests/lessons
 	@$(VENV)/python -m guests.seabios
 	$(LAB) --needs kvm -- $(PYTEST) -p no:cacheprovider tests/kvm
 

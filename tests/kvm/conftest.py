@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from guests import artefacts
+
 PROJECT = Path(__file__).parent.parent.parent
 DEVICE = "/dev/kvm"
 
@@ -44,3 +46,12 @@ def guests() -> Path:
         check=True,
     )
     return Path(build.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def lessons() -> Path:
+    """The directory with the lessons of guests/lessons, built."""
+    with artefacts.lock():
+        make = ["make", "--silent", "-C", str(PROJECT / "guests/lessons")]
+        subprocess.run(make, check=True)
+    return artefacts.BUILD / "lessons"
