@@ -15,7 +15,8 @@ help:  ## list the targets
 setup: .venv/.installed  ## install what is missing, and the project into .venv
 	@:
 
-.venv/.installed: pyproject.toml setup.py $(wildcard pyvmm/*_build.py pyvmm/*/*_build.py)
+.venv/.installed: pyproject.toml setup.py $(wildcard pyvmm/*_build.py pyvmm/*/*_build.py) \
+    $(wildcard firmware/*.S firmware/*.h firmware/*.ld firmware/*.py)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("setup: Python 3.11 or \
 	later is needed, and $(PYTHON) is older; name another with make PYTHON=…")'
 	@$(PYTHON) -m guests.debian gcc "libc headers" "kernel headers" "Python headers" venv iasl ip nft
@@ -91,4 +92,4 @@ format: setup  ## put the code into its form
 clean:  ## remove all that was built, .venv too
 	rm -rf build .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f pyvmm/*.so pyvmm/*/*.so
+	rm -f pyvmm/*.so pyvmm/*/*.so pyvmm/bios.rom

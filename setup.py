@@ -1,7 +1,9 @@
-"""What pyproject.toml can't say: which cffi modules to compile, and that there is a BIOS to build."""
+"""What pyproject.toml can't say: which cffi modules to compile, and how the BIOS is built."""
 
 import os
 import runpy
+from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -11,7 +13,7 @@ class BuildFirmware(Command):
     """Build pyvmm/bios.rom: into the wheel, or into the checkout if the install is editable."""
 
     description = "assemble the BIOS"
-    user_options: list = []
+    user_options: ClassVar = []
 
     def initialize_options(self):
         self.build_lib = None
@@ -21,8 +23,6 @@ class BuildFirmware(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self):
-        from pathlib import Path
-
         here = Path(__file__).resolve().parent
         functions = runpy.run_path(str(here / "firmware/build.py"))
         root = here if self.editable_mode else Path(self.build_lib)
@@ -39,7 +39,7 @@ class BuildFirmware(Command):
 
 
 class Build(build):
-    sub_commands = [*build.sub_commands, ("build_firmware", None)]
+    sub_commands: ClassVar = [*build.sub_commands, ("build_firmware", None)]
 
 
 setup(

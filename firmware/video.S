@@ -49,9 +49,9 @@ set_text_mode:
         push    SCREEN_SEGMENT
         pop     es
         xor     di, di
-        mov     ax, BLANK
-        mov     cx, COLUMNS * ROWS
-        rep     stosw
+        mov     eax, BLANK << 16 | BLANK
+        mov     cx, COLUMNS * ROWS / 2
+        rep     stosd
         pop     es
         ret
 

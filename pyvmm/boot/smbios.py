@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 
 from pyvmm.boot.memory_map import MapEntry, MemoryType
-from pyvmm.memory import KIB, MIB
+from pyvmm.memory import KIB, MIB, align_up
 
 MAJOR, MINOR, REVISION = 3, 6, 0
 ENTRY_POINTS_SIZE = 64
@@ -46,7 +46,7 @@ def build(address: int, *, cpus: int, bios_segment: int, memory_map: list[MapEnt
     An operating system finds the entry points only in segment F000, where the BIOS copies them.
     """
     ram = [entry for entry in memory_map if entry.type == MemoryType.RAM]
-    size = sum(entry.size for entry in ram) // MIB + 1 if ram else 0
+    size = align_up(sum(entry.size for entry in ram), MIB) // MIB
     structures = [
         _bios(bios_segment),
         _system(),
@@ -146,9 +146,9 @@ def _memory_device(mib: int) -> bytes:
     dimm, ram = 9, 7
     small = mib if mib < _MAX_SIZE_17 else _MAX_SIZE_17
     body = struct.pack(
-        "<HHHHHBBBBBHHBBBBBIH",
+        "<HHHHHBBBBBHHBBBBBI4H",
         *(_HANDLES[16], _NONE, _NO_HANDLE, _NO_HANDLE, small, dimm, 0, 1, 0, ram, 1 << 1, 0),
-        *(2, 0, 0, 0, 0, mib if mib >= _MAX_SIZE_17 else 0, 0),
+        *(2, 0, 0, 0, 0, mib if mib >= _MAX_SIZE_17 else 0, 0, 0, 0, 0),
     )
     return _structure(17, 0, body, "RAM", MANUFACTURER)
 

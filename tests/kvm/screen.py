@@ -8,8 +8,8 @@ _PIECE = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|(.)", re.DOTALL)
 
 
 class Screen:
-    """A terminal of ``rows`` by ``columns``, its cursor in row ``row`` at first. ``onlcr`` is what a
-    terminal driver may do: every line feed brings a carriage return."""
+    """A terminal of ``rows`` by ``columns``, its cursor in row ``row`` at first. ``onlcr`` is what
+    a terminal driver may do: every line feed brings a carriage return."""
 
     def __init__(
         self, rows: int = 25, columns: int = 80, *, row: int = 0, onlcr: bool = False
