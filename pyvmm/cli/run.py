@@ -277,12 +277,13 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
+      pyvmm run -d data.raw -d system.raw,bootindex=1
       pyvmm run -k bzImage -d disk.raw --vsock cid=3,path=/tmp/v.sock --on-reboot restart
 
     \b
     Exit status:
       0    the guest powered off or rebooted, or --expect was met
-      1    a bad image, a missing file, no usable /dev/kvm, another host error
+      1    a bad image, a missing file, no disk that boots, no usable /dev/kvm, another host error
       2    usage
       3    the guest's kernel panicked
       4    the guest crashed: triple fault, KVM internal error, failed entry

@@ -80,7 +80,7 @@ def test_what_borrows_the_form_is_loaded_to_the_end_of_its_file(memory: GuestMem
 
 def test_real_mode_code_of_more_than_32_kib(memory: GuestMemory, image) -> None:
     with pytest.raises(ImageError, match="40 KiB of real-mode code"):
-        boot.load(image(bytes(0x2_0000), setup_sects=79), memory, entry="16")
+        boot.load(image(bytes(0x2_0000), setup_sects=79, syssize=0x1000), memory, entry="16")
 
 
 def test_a_command_line_that_is_too_long(memory: GuestMemory, image) -> None:
