@@ -127,7 +127,8 @@ class Consoles:
 
 def refuse_to_overwrite(config: MachineConfig, path: str, option: str) -> None:
     """ConfigError if the file at ``path``, which ``option`` would write, is one of the guest's."""
-    for image in (config.kernel, config.initrd, *(disk.path for disk in config.disks)):
+    disks = (disk.path for disk in config.disks)
+    for image in (config.kernel, config.firmware, config.initrd, *disks):
         with suppress(OSError):
             if image is not None and os.path.samefile(path, image):
                 raise ConfigError(f"{option}: {path} is an image that the guest needs")

@@ -311,7 +311,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if not report.failed:
         return
     for number, machine in enumerate(machines, 1):
-        name = os.path.basename(machine.config.kernel)
+        name = machine.config.boots
         guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
         _attach(report, machine, guest)
         # A JUnit file has a test's output as the report on its last phase tells it.

@@ -149,7 +149,7 @@ class Results:
 
 def _machine(config: MachineConfig) -> dict[str, Any]:
     return {
-        "kernel": _plain(config.kernel),
+        "kernel": None if config.kernel is None else _plain(config.kernel),
         "initrd": None if config.initrd is None else _plain(config.initrd),
         "command_line": _plain(config.command_line),
         "cpus": config.cpus,

@@ -76,8 +76,11 @@ class Symbols:
         return cls(symbols)
 
     @classmethod
-    def of_kernel(cls, path: str | os.PathLike[str]) -> Symbols:
-        """Those that a kernel's own file has: none if it isn't ELF, or was stripped."""
+    def of_kernel(cls, path: str | os.PathLike[str] | None) -> Symbols:
+        """Those that a kernel's own file has: none if it isn't ELF, or was stripped, or if there
+        is no kernel because a BIOS or a flat binary starts."""
+        if path is None:
+            return cls([])
         try:
             with ImageFile(path) as image:
                 if image.read(0, len(ELF_MAGIC)) == ELF_MAGIC:

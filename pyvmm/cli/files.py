@@ -24,7 +24,7 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
     """Run the machine that ``prepare`` makes of ``options``, and write the files that these ask
     for, however it ends; the exit status."""
     record = Record()
-    name = options["name"] or os.path.basename(options["kernel"])
+    name = options["name"] or os.path.basename(_started_from(options))
     files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
     results = Results(files, name, record, _inputs(options))
     try:
@@ -94,4 +94,18 @@ def _inputs(options: dict[str, Any]) -> list[str]:
         kind, _, path = place.partition(":")
         if kind == "file":
             found.append(path)
+    found += [options["firmware"], _flat(options)]
     return [path for path in found if path]
+
+
+def _started_from(options: dict[str, Any]) -> str:
+    """The file that the guest starts from, as :attr:`~pyvmm.config.MachineConfig.boots` has it
+    once the options are parsed."""
+    disk = options["disks"][0].partition(",")[0] if options["disks"] else ""
+    return options["kernel"] or _flat(options) or disk or options["firmware"] or ""
+
+
+def _flat(options: dict[str, Any]) -> str:
+    place = (options["flat"] or "").partition(",")[0]
+    path, separator, _ = place.rpartition("@")
+    return path if separator else place

@@ -336,7 +336,8 @@ def _use_tracer(supervisor: Supervisor, wanted: tuple[Any, ...], options: dict[s
 
     traces, filters = wanted
     config, report = supervisor.config, None
-    inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
+    disks = (disk.path for disk in config.disks)
+    inputs = config.kernel, config.firmware, config.initrd, *disks
     if options["report"] is not None:
         from pyvmm.report.of_run import RunReport
         from pyvmm.trace.config import TraceConfig

@@ -94,7 +94,7 @@ class Prompt:
     if it is an ELF file that has symbols. Raises :class:`~pyvmm.errors.PyvmmError` if there is no
     disassembler, or no such file."""
 
-    def __init__(self, kernel: str, symbol_file: str | None = None) -> None:
+    def __init__(self, kernel: str | None, symbol_file: str | None = None) -> None:
         Disassembler()
         self._symbols = (
             Symbols.of_kernel(kernel) if symbol_file is None else Symbols.load(symbol_file)

@@ -24,9 +24,9 @@ class Text:
     def begin(self, header: Event) -> str:
         cpus = header["cpus"]
         machine = f"{cpus} vCPU{'' if cpus == 1 else 's'}, {format_size(header['memory'])}"
-        line = header["command_line"]
+        kernel, line = header["kernel"] or "no kernel", header["command_line"]
         return (
-            f"# {header['kernel']}: {machine}, on {header['host']}, {header['started']}\n"
+            f"# {kernel}: {machine}, on {header['host']}, {header['started']}\n"
             + (f"# {line}\n" if line else "")
             + f"# {'seconds':>9}  {'cpu':5} {'what':9} {'':{WIDTH}} {'took':>9}  at\n"
         )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm.command import PYVMM, TIMEOUT, Ended, command, run, start
+from kvm.assembler import assemble
+from kvm.command import PYVMM, TIMEOUT, Ended, command, run, run_to_end, start
 from kvm.test_endings import AT_ONCE, last_line
 
 ENDLESS = "print"
@@ -65,6 +66,40 @@ def test_a_good_run(guests: Path, files: Files) -> None:
     assert document["versions"]["pyvmm"]
     assert files.verdict() == ("passed", "")
     assert files.lines() == []
+
+
+POWER_OFF = "mov dx, 0x604; mov ax, 0x3400; out dx, ax; 9: hlt; jmp 9b"
+
+
+@pytest.mark.parametrize("option", ["--flat", "--disk"])
+def test_a_run_without_a_kernel(files: Files, tmp_path: Path, option: str) -> None:
+    """It is named after what the guest starts from."""
+    guest = tmp_path / "guest"
+    guest.write_bytes(assemble(POWER_OFF, address=0x7C00).ljust(510, b"\0") + b"\x55\xaa")
+    place = f"{guest}@0x7c00" if option == "--flat" else f"{guest},readonly=on"
+    words = [*PYVMM, "run", option, place, *files.options, "--timeout", str(TIMEOUT)]
+    assert run_to_end(words, b"", TIMEOUT).status == 0
+    document = files.document()
+    assert document["name"] == "guest"
+    assert document["machine"]["kernel"] == (str(guest) if option == "--flat" else None)
+    assert files.verdict() == ("passed", "")
+
+
+@pytest.mark.parametrize("option", ["--flat", "--firmware"])
+@pytest.mark.parametrize("output", ["--json", "--log-console", "--serial"])
+def test_what_the_guest_starts_from_is_not_overwritten(
+    tmp_path: Path, option: str, output: str
+) -> None:
+    guest = tmp_path / "guest"
+    content = assemble(POWER_OFF, address=0x7C00).ljust(1 << 16, b"\0")
+    guest.write_bytes(content)
+    to = f"file:{guest}" if output == "--serial" else str(guest)
+    words = [*PYVMM, "run", option, str(guest), output, to, "--timeout", str(TIMEOUT)]
+    ended = run_to_end(words, b"", TIMEOUT)
+    assert ended.status == 2
+    assert ended.stderr.count("\n") == 1
+    assert output in ended.stderr
+    assert guest.read_bytes() == content
 
 
 class TestPanic:

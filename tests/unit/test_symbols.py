@@ -63,6 +63,12 @@ class TestElf:
         assert symbols.name(0x0F_FFFF) == ""
         assert symbols.name(0x10_0040) == ""  # behind a function whose size is known
 
+    def test_of_a_kernel(self, elf: Path, tmp_path: Path) -> None:
+        """A kernel needs none, and there may be no kernel."""
+        assert Symbols.of_kernel(elf).address("main")
+        assert not len(Symbols.of_kernel(tmp_path / "nothing"))
+        assert not len(Symbols.of_kernel(None))
+
     def test_stripped(self, elf: Path, tmp_path: Path) -> None:
         stripped = tmp_path / "stripped"
         subprocess.run(["strip", "-o", stripped, elf], check=True)
