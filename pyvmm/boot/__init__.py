@@ -67,7 +67,17 @@ def load(
         elif chosen == "multiboot2":
             from pyvmm.boot.multiboot2 import load as load_kernel
         elif chosen == "bzImage":
-            from pyvmm.boot.bzimage import load as load_kernel
+            from pyvmm.boot.bzimage import load as load_bzimage
+
+            return load_bzimage(
+                image,
+                memory,
+                command_line=command_line,
+                words=words,
+                initrd=initrd,
+                entry=entry,
+                rsdp=rsdp,
+            )
         else:
             from pyvmm.boot.elf import load as load_kernel
         if chosen in protocol.MULTIBOOT and words is not None:

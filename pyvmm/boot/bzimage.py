@@ -178,17 +178,21 @@ def load(
     memory: GuestMemory,
     *,
     command_line: str = "",
+    words: str | None = None,
     initrd: str | os.PathLike[str] | None = None,
     entry: str = "auto",
     rsdp: int = 0,
 ) -> EntryState:
-    """Load the kernel, its command line and initrd, and write the zero page."""
+    """Load the kernel, its command line and initrd, and write the zero page. ``words``, if given,
+    are the command line of what only borrows the format."""
     kernel = BzImage(image)
     header = kernel.header
     entry = kernel.choose_entry(entry)
     if entry == "16":
         from pyvmm.boot import real_mode  # few kernels are started so
 
+        if kernel.needs_bios and words is not None:
+            command_line = words
         return real_mode.load(image, memory, command_line=command_line, initrd=initrd)
     kernel.check_fits(memory)
     limit = header.cmdline_size or DEFAULT_CMDLINE_SIZE

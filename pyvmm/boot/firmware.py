@@ -51,6 +51,11 @@ def load_own(
     memory: GuestMemory, *, cpus: int, tables: int, kernel: RealModeKernel | None = None
 ) -> tuple[Rom, BiosFacts]:
     """PyVMM's own BIOS, and what it is told; the SMBIOS tables go to ``tables`` or behind."""
+    if not os.path.exists(own_bios()):
+        raise ImageError(
+            "PyVMM's own BIOS has not been built",
+            "installing PyVMM builds it, and so does python3 firmware/build.py",
+        )
     rom = load(own_bios(), memory)
     entries = memory_map(memory)
     entries.append(MapEntry(rom.gpa, len(rom.view), MemoryType.RESERVED))

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyvmm.backends.disk import SECTOR_SIZE, DiskImage
-from pyvmm.boot.firmware import BiosFacts
 from pyvmm.bus import Device
 from pyvmm.errors import GuestFaults, GuestMemoryError
 from pyvmm.memory import MIB, GuestMemory
+
+if TYPE_CHECKING:
+    from pyvmm.boot.firmware import BiosFacts
 
 REQUEST = struct.Struct("<BBBBIQQ")
 """function, status, unit, flags; amount; sector or start; buffer or size."""
@@ -70,6 +72,8 @@ class Status:
 
 
 READ_ONLY = 1
+MAX_SECTORS = 0xFFFF
+"""At once; INT 13h can't ask for more."""
 _VERIFY_STEP = MIB
 
 
@@ -187,7 +191,7 @@ class BiosServices(Device):
 
     def _transfer(self, request: Request) -> Request:
         disk = self._disk(request)
-        if disk is None:
+        if disk is None or request.amount > MAX_SECTORS:
             return _failed(request, Status.BAD_REQUEST)
         if disk.in_use:
             self._faults.report("BIOS services: a virtio driver has the disk")

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.backends.disk import DiskImage
+from pyvmm.boot import firmware
 from pyvmm.boot.entry import RealModeKernel
 from pyvmm.boot.firmware import BiosFacts
 from pyvmm.boot.memory_map import MapEntry, MemoryType
 from pyvmm.devices.bios_services import REQUEST, BiosServices, Boot, Function, Request, Status
-from pyvmm.errors import GuestFaults
+from pyvmm.errors import GuestFaults, ImageError
 from pyvmm.memory import MIB, GuestMemory
 
 BLOCK = 0x500
@@ -119,11 +120,15 @@ def test_a_read_only_disk_is_not_written(bench: Bench) -> None:
 @pytest.mark.parametrize("function", [Function.READ, Function.WRITE, Function.VERIFY])
 @pytest.mark.parametrize(
     ("sector", "amount"),
-    [(SECTORS, 1), (SECTORS - 1, 2), (SECTORS, 0), (2**64 - 1, 1), (0, 2**32 - 1)],
+    [(SECTORS, 1), (SECTORS - 1, 2), (SECTORS, 0), (2**64 - 1, 1), (0, 0xFFFF)],
 )
 def test_nothing_behind_the_end(bench: Bench, function: int, sector: int, amount: int) -> None:
     answer = bench.ask(function, amount=amount, sector=sector, buffer=BUFFER)
     assert (answer.status, answer.amount) == (Status.SECTOR_NOT_FOUND, 0)
+
+
+def test_no_more_sectors_than_a_call_can_ask_for(bench: Bench) -> None:
+    assert bench.ask(Function.VERIFY, amount=0x1_0000).status == Status.BAD_REQUEST
 
 
 @pytest.mark.parametrize("buffer", [2 * MIB, 2 * MIB - 511, 2**64 - 512, 0xC000_0000])
@@ -217,3 +222,11 @@ def test_any_request_is_answered(
     bench.device.write(0, 4, BLOCK)
     assert bench.memory.read_u8(BLOCK + 1) in vars(Status).values()
     bench.close()
+
+
+def test_a_bios_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(firmware, "own_bios", lambda: str(tmp_path / "bios.rom"))
+    memory = GuestMemory(2 * MIB)
+    with pytest.raises(ImageError, match="BIOS has not been built"):
+        firmware.load_own(memory, cpus=1, tables=0xE_0000)
+    memory.close()

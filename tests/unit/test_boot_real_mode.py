@@ -78,6 +78,13 @@ def test_what_borrows_the_form_is_loaded_to_the_end_of_its_file(memory: GuestMem
     assert memory.read(0x10_0000, len(KERNEL)) == KERNEL
 
 
+def test_what_borrows_the_form_gets_the_users_words_alone(memory: GuestMemory, image) -> None:
+    boot.load(image(syssize=0, version=0x203), memory, command_line="console=x a", words="a")
+    assert memory.read(0x9_E000, 2) == b"a\0"
+    boot.load(image(), memory, command_line="console=x a", words="a", entry="16")
+    assert memory.read(0x9_E000, 12) == b"console=x a\0"
+
+
 def test_real_mode_code_of_more_than_32_kib(memory: GuestMemory, image) -> None:
     with pytest.raises(ImageError, match="40 KiB of real-mode code"):
         boot.load(image(bytes(0x2_0000), setup_sects=79, syssize=0x1000), memory, entry="16")
