@@ -6,7 +6,7 @@
  * packets in them; into the other, packets. This time its registers are not on the PCI bus: behind
  * virtio-mmio they lie in memory, one after another, and there are no capabilities to follow.
  *
- * Read: Virtio 1.2, 4.2.2 (the registers) and 4.2.3.1.1 (initialization), 2.7 (split virtqueues),
+ * Read: Virtio 1.2, 4.2.2 (the registers) and 4.2.3.1 and 4.2.3.2 (initialization), 2.7 (split virtqueues),
  * 5.1 (network device; 5.1.6 has the header of a packet); RFC 826 (ARP), RFC 791 3.1 (IP header),
  * RFC 792 (echo), RFC 1624 (how a checksum changes with one word).
  *
