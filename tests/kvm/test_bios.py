@@ -491,3 +491,27 @@ def test_a_kernel_by_its_real_mode_entry(tmp_path: Path) -> None:
     assert ended.console.replace(b"\0", b"").strip() == b"hello=there"
     assert ended.status == 0
     assert "guest rebooted" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("xor bl, bl\ndiv bl", "BIOS: divide error at 0000:7C02"),
+        ("ud2", "BIOS: invalid opcode at 0000:7C00"),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, source: str, says: str) -> None:
+    ended = run("-d", disk(tmp_path / "disk", source), "--expect", f"{says}\r?\n")
+    assert ended.status == 0
+    assert says in ended.lines
+
+
+def test_the_rom(tmp_path: Path) -> None:
+    """It is built anywhere, and has what old programs look for at its end."""
+    target = tmp_path / "rom"
+    subprocess.run([sys.executable, PROJECT / "firmware/build.py", target], check=True)
+    rom = target.read_bytes()
+    assert len(rom) <= 64 << 10
+    assert len(rom) % 4096 == 0
+    assert rom[-16] == 0xEA  # a far jump
+    assert rom[-2] == 0xFC  # an AT
