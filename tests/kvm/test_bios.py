@@ -501,9 +501,9 @@ def test_a_kernel_by_its_real_mode_entry(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, source: str, says: str) -> None:
-    ended = run("-d", disk(tmp_path / "disk", source), "--expect", f"{says}\r?\n")
+    ended = run("-d", disk(tmp_path / "disk", source), "--expect", says)
     assert ended.status == 0
-    assert says in ended.lines
+    assert ended.lines.count(says) == 1
 
 
 def test_the_rom(tmp_path: Path) -> None:
