@@ -57,6 +57,17 @@ _ABSENT = (
 """What a PC may have at ports that nobody has claimed here, so what a guest is looking for."""
 
 
+_OPTIONAL = {layout.DEBUG_CONSOLE: "--debug-console", layout.DEBUG_EXIT: "--debug-exit"}
+
+
+def absent_ports() -> dict[int, str]:
+    """What isn't at a port but might be."""
+    found = {
+        port: f"a PC's {what}" for first, last, what in _ABSENT for port in range(first, last + 1)
+    }
+    return found | {port: f"without {option}" for port, option in _OPTIONAL.items()}
+
+
 class EventDecoder:
     """Makes events of records. ``start_ns`` is the time that counts as 0."""
 
@@ -66,7 +77,7 @@ class EventDecoder:
         self._decoders: dict[int, Decoder] = {}
         self._handlers: list[object] = []  # they stay, so that their ids are nobody else's
         self._wires: dict[int, str] = {}
-        self._absent = {p: what for first, last, what in _ABSENT for p in range(first, last + 1)}
+        self._absent = absent_ports()
         self._console_came = self._init_came = self._shutdown_came = False
         self._kinds: dict[int, Callable[..., Iterator[Event]]] = {
             hooks.PIO: self._access,
@@ -111,9 +122,9 @@ class EventDecoder:
         event = self._exit(start, vcpu, rip, "IO" if kind == hooks.PIO else "MMIO")
         number = value if isinstance(value, int) else int.from_bytes(value[:size], "little")
         if found is None:
-            what = self._absent.get(address) if kind == hooks.PIO else None
+            what = self._absent.get(address, "") if kind == hooks.PIO else ""
             device, register = "", "port" if kind == hooks.PIO else "memory"
-            meaning = f"{NOBODY} (a PC's {what})" if what else NOBODY
+            meaning = f"{NOBODY} ({what})" if what else NOBODY
         elif isinstance(value, int):
             device, register, meaning = self._explain(found, address, size, number, bool(write))
         else:

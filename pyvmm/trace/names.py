@@ -36,6 +36,11 @@ def sentence(words: Iterable[str]) -> str:
     return ", ".join(word for word in words if word)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 byte``, ``14 bytes``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def character(value: int) -> str:
     """A byte that is a character, as Python would write it."""
     return repr(chr(value)) if value < 0x80 else f"{value:#04x}"
