@@ -485,4 +485,5 @@ class Machine:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        self.end(Reason.ERROR, f"{type(error).__name__}: {error}")
+        kind = "" if isinstance(error, PyvmmError) else f"{type(error).__name__}: "
+        self.end(Reason.ERROR, f"{kind}{error}")

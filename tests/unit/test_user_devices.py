@@ -570,6 +570,17 @@ def test_virtio_reset_by_the_driver(virtio: Virtio) -> None:
     assert not virtio.device.send(1, b"x")
 
 
+def test_virtio_state(virtio: Virtio) -> None:
+    (session,) = (transport.session for transport in virtio.pc.transports)
+    virtio.device.room = 77
+    session.device.pause()
+    state = session.save()
+    virtio.device.room = 0
+    session.restore(state)
+    assert virtio.device.room == 77
+    assert virtio.ask(b"again") == b"AGAIN"
+
+
 @pytest.mark.parametrize(("data", "error"), [(b"fail", "KeyError"), (b"none", "TypeError")])
 def test_virtio_errors_are_the_users(virtio: Virtio, data: bytes, error: str) -> None:
     assert virtio.ask(data) == b""
