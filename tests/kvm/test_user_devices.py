@@ -70,6 +70,21 @@ def test_reset(guests: Path) -> None:
     assert "after 1 reboot" in ended.stderr
 
 
+def test_a_guest_that_means_no_good(guests: Path) -> None:
+    """It can't make a device fail that keeps to the rules."""
+    devices = [
+        "thermometer.py:Thermometer",
+        "stopwatch.py:Stopwatch",
+        "checksum.py:Checksum",
+        "mirror.py:Mirror",
+        "mirror.py:Mirror,transport=mmio",
+    ]
+    options = [word for device in devices for word in ("--device", f"{DEVICES}/{device}")]
+    ended = run(guests / "hostile", *options, append="seed=9 accesses=5000")
+    assert ended.status == 0, ended.stderr
+    assert "survived" in ended.lines
+
+
 BROKEN = """
     from pyvmm import PioDevice
 

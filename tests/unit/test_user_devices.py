@@ -588,6 +588,40 @@ def test_virtio_errors_are_the_users(virtio: Virtio, data: bytes, error: str) ->
     assert f"device Upper failed: {error}" in str(failure)
 
 
+# A guest that means no good.
+
+ACCESSES = st.lists(
+    st.tuples(
+        st.sampled_from(["port", "MMIO", "card"]),
+        st.integers(0, 40),
+        st.sampled_from([1, 2, 4, 8]),
+        st.none() | st.integers(0, (1 << 64) - 1),
+    ),
+    max_size=40,
+)
+
+
+@given(ACCESSES)
+def test_no_access_makes_the_examples_fail(
+    accesses: list[tuple[str, int, int, int | None]],
+) -> None:
+    bench = Bench()
+    names = ("thermometer:Thermometer", "stopwatch:Stopwatch", "checksum:Checksum")
+    plug([load(f"guests.devices.{name}") for name in names], bench.board)
+    bench.board.assign_pci_addresses()
+    card = bench.board.pci.config_read(0, 8, 0x10, 4)
+    places = {"port": BASE, "MMIO": 0xF000_0000, "card": card}
+    for place, offset, size, value in accesses:
+        bus = bench.board.pio if place == "port" else bench.board.mmio
+        if value is None:
+            assert 0 <= bus.read(places[place] + offset, size) < 1 << 8 * size
+        else:
+            bus.write(places[place] + offset, size, value & (1 << 8 * size) - 1)
+        clock(bench).advance(10**7)
+    bench.board.close()
+    assert bench.wishes == []
+
+
 # Loading.
 
 SOURCE = """
