@@ -31,6 +31,7 @@ from unit.virtio_driver import (
     VirtioDriver,
 )
 
+from pyvmm.host import Packets
 from pyvmm.virtio import net
 from pyvmm.virtio.net import NetDevice, made_up_mac
 
@@ -795,11 +796,11 @@ def test_a_tap_that_goes_away(card: Card) -> None:
 def test_packets_that_the_host_refuses(
     card: Card, monkeypatch: pytest.MonkeyPatch, number: int, kind: str
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
+    def refuse(_packets: Packets, _parts: bytes, counts: list[int]) -> list[int]:
+        return [-number for _ in counts]
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", refuse)
+        patch.setattr(Packets, "write", refuse)
         card.send(HEADER + frame())
         card.send(HEADER + frame())
     assert card.faults.counts == {kind: 2}
