@@ -122,6 +122,15 @@ class TestWarnings:
         assert "and yet it runs" in last_line(ended.stderr)
 
 
+def test_a_reboot_without_a_word_is_no_good_end(guests: Path, files: Files) -> None:
+    """So ends a Linux that panics before its console is up, because of panic=-1."""
+    append = "console=ttyS0 panic=-1 i8042-reset"
+    ended = run(guests / "endings", *files.options, append=append)
+    assert ended.status == 5
+    assert "guest rebooted without printing anything" in last_line(ended.stderr)
+    assert files.verdict()[0] == "failure"
+
+
 @pytest.mark.parametrize(("ending", "state"), [("halt", "halted"), ("circles", "running")])
 def test_a_hang(guests: Path, files: Files, ending: str, state: str) -> None:
     ended = run(guests / "endings", "--timeout", "1", *files.options, append=ending)
@@ -250,6 +259,14 @@ class TestRunsThatDoNotStart:
         assert re.fullmatch(
             rf"pyvmm: {option}: can't write [^\n]*missing/file: [^\n]*\n", ended.stderr
         )
+
+    @pytest.mark.parametrize("option", ["--junit", "--log-console"])
+    def test_one_place_for_two_files(self, guests: Path, tmp_path: Path, option: str) -> None:
+        both = tmp_path / "both"
+        for other in (f"--json={both}", f"--serial=file:{both}", f"--trace={both}"):
+            ended = pyvmm("-k", guests / "endings", other, option, f"{tmp_path}/./both")
+            assert ended.status == 2, other
+            assert re.fullmatch(rf"pyvmm: {option}: [^\n]*/both is [^\n]*\n", ended.stderr), other
 
     @pytest.mark.parametrize("console", ["--serial", "--console"])
     def test_stdout_for_two(self, guests: Path, console: str) -> None:
