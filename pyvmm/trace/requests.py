@@ -190,9 +190,9 @@ class DescribeBalloon(Describe):
         if sizes.writable:
             return Meaning(f"{sizes.writable >> 10} KiB of free memory", sizes.writable)
         if index == balloon.INFLATE_QUEUE:
-            return Meaning(f"lend {size // 4} pages", size)
+            return Meaning(f"lend {counted(size // 4, 'page')}", size)
         if index == balloon.DEFLATE_QUEUE:
-            return Meaning(f"take back {size // 4} pages", size)
+            return Meaning(f"take back {counted(size // 4, 'page')}", size)
         return Meaning("statistics", size, waits=True)
 
 

@@ -142,7 +142,8 @@ class TestText:
     @pytest.mark.parametrize(
         ("event", "words"),
         [
-            (LCR, "0.012346 cpu 0 io serial COM1 LCR ← 0x83: 8 bits, no parity, DLAB 3.4 µs 1000f3"),
+            (LCR, "0.012346 cpu 0 io serial COM1 LCR ← 0x83: 8 bits, no parity, DLAB 3.4 µs"
+                  " 1000f3"),
             (SYMBOL, "0.012400 cpu 1 mmio virtio-blk vda device_status → 0x0f 2.0 ms"
                      " start_kernel+0x12"),
             (BURST, "0.012346 cpu 0 io serial COM1 THR ← 0x41 ×3: 'ABC' 3.4 µs 1000f3"),
