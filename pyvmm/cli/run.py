@@ -39,7 +39,8 @@ FILE = click.Path(readable=False)
     "--net",
     "nets",
     multiple=True,
-    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,seed=N][,transport=…]",
+    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,seed=N]"
+    "[,transport=…]",
     help="A network card on the tap interface TAP, which is made if there is none and you may; or"
     " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on."
     " drop=1%, delay=10ms@rx and so on are faults to inject (docs/faults.md).",
@@ -263,7 +264,6 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
       pyvmm run -k bzImage -i initrd.img -d disk.raw,error=eio@5%,seed=7 -n tap0,drop=1%
-      pyvmm run -k bzImage -i initrd.img --device thermometer.py:Thermometer,base=0x510
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
       pyvmm run -k bzImage -d disk.raw --vsock cid=3,path=/tmp/v.sock --on-reboot restart
 
