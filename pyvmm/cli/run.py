@@ -31,7 +31,7 @@ FILE = click.Path(readable=False)
     type=FILE,
     multiple=True,
     metavar="FILE[,readonly=on][,serial=TEXT][,error=…][,latency=TIME][,seed=N][,transport=…]",
-    help="Raw image or block device, as /dev/vda; again for vdb and on. error=eio@sector=2048..4096,"
+    help="Raw image or block device, as /dev/vda; again for vdb and on. error=eio@sector=8..15,"
     " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
 )
 @click.option(
@@ -39,8 +39,7 @@ FILE = click.Path(readable=False)
     "--net",
     "nets",
     multiple=True,
-    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,seed=N]"
-    "[,transport=…]",
+    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,seed=N][,transport=…]",
     help="A network card on the tap interface TAP, which is made if there is none and you may; or"
     " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on."
     " drop=1%, delay=10ms@rx and so on are faults to inject (docs/faults.md).",
