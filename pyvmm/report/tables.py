@@ -148,7 +148,7 @@ def _who(name: str) -> str:
 def phases(totals: Totals) -> str:
     columns = (
         Column("Phase"), Column("Took", "number"), Column("Share", "number"),
-        Column("Began at", "number"), Column("With", "wide"),
+        Column("Began at", "number"), Column("With", "wide aside"),
     )  # fmt: skip
     parts = summary.segments(totals)
     rows = [
