@@ -308,15 +308,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if not machines or result.excinfo is not None:
         return
     report = result.get_result()
-    if not report.failed:
-        return
-    for number, machine in enumerate(machines, 1):
-        name = os.path.basename(machine.config.kernel)
-        guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
-        _attach(report, machine, guest)
-        # A JUnit file has a test's output as the report on its last phase tells it.
-        title, console = report.sections[-1]
-        item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
+    if report.failed:
+        for number, machine in enumerate(machines, 1):
+            name = os.path.basename(machine.config.kernel)
+            guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
+            _attach(report, machine, guest)
+            # A JUnit file has a test's output as the report on its last phase tells it.
+            title, console = report.sections[-1]
+            item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
+    if report.when == "teardown":
+        del item.stash[MACHINES]  # pytest keeps the items to the end
 
 
 def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:

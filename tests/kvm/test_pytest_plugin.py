@@ -162,6 +162,22 @@ def test_machines_are_closed_at_the_tests_end(suite: pytest.Pytester) -> None:
     run(suite).assert_outcomes(passed=2, failed=1)
 
 
+def test_nothing_is_left_of_a_machine(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        import gc, weakref
+
+        machines = []
+
+        def test_machine(pyvmm):
+            machines.append(weakref.ref(pyvmm("guests/endings", command_line="print")))
+
+        def test_it_is_gone():
+            gc.collect()
+            assert machines[0]() is None
+    """)
+    run(suite).assert_outcomes(passed=2)
+
+
 MATRIX = """
     import pytest
 
