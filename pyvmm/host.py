@@ -95,8 +95,14 @@ class Packets:
     def write(self, parts: bytes, counts: list[int]) -> list[int]:
         """Write packets, at most ``limit``, of so many parts each, until one would block: for each
         its length or -errno. Packets of no parts are passed over."""
-        number = min(len(counts), self._limit)
         done = lib.pyvmm_write_packets(
-            self._fd, self._memory, self._regions, parts, counts, self._results, number
+            self._fd,
+            self._memory,
+            self._regions,
+            parts,
+            len(parts) >> 4,
+            counts,
+            self._results,
+            min(len(counts), self._limit),
         )
         return list(ffi.unpack(self._results, done))

@@ -31,7 +31,7 @@ ffibuilder.cdef(
                            int number, void *spill, size_t spill_size, int *results, int limit,
                            int limit_bytes);
     int pyvmm_write_packets(int fd, const uint64_t *memory, int regions, const void *parts,
-                            const int *counts, int *results, int limit);
+                            int number, const int *counts, int *results, int limit);
     """
 )
 ffibuilder.set_source(
@@ -156,14 +156,14 @@ ffibuilder.set_source(
      * over.
      */
     static int pyvmm_write_packets(int fd, const uint64_t *memory, int regions, const void *parts,
-                                   const int *counts, int *results, int limit)
+                                   int number, const int *counts, int *results, int limit)
     {
-        const struct part *next = parts;
+        const struct part *next = parts, *end = next + number;
         struct iovec packet[IOV_MAX];
         int done = 0;
         for (; done < limit; done++) {
             int count = 0, good = 1;
-            for (; count < counts[done] && count < IOV_MAX; count++)
+            for (; count < counts[done] && count < IOV_MAX && next < end; count++)
                 good &= translate(next++, memory, regions, &packet[count]);
             results[done] = !good ? -EFAULT : count ? result_of(writev(fd, packet, count)) : 0;
             if (results[done] == -EAGAIN)

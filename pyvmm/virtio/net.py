@@ -542,7 +542,7 @@ class QueuePair:
         first = 0
         for length, parts, rest in zip(results[::3], results[1::3], results[2::3], strict=True):
             if not parts:
-                self._spilled, self._room = length, rest
+                self._spill(first, length, rest)
             elif self._wanted(first, length):
                 held.complete(first, first + parts, rest)
                 first += parts
@@ -559,7 +559,7 @@ class QueuePair:
         if results:
             length, parts, rest = results
             if not parts:
-                self._spilled, self._room = length, rest
+                self._spill(0, length, rest)
             elif self._wanted(0, length):
                 self._rx.push_elements(held.take(held.complete_first(length)))
         return bool(results)
@@ -584,6 +584,12 @@ class QueuePair:
             return False
         passing = self._device.filter
         return passing.passes_all or passing.passes(self._held.start(first, _LOOKED_AT))
+
+    def _spill(self, first: int, length: int, room: int) -> None:
+        """There is room for so much of the packet that begins with that part; if it is wanted, it
+        has to wait for more."""
+        if room < _LOOKED_AT or self._wanted(first, length):
+            self._spilled, self._room = length, room
 
     def _finish_spilled(self) -> bool:
         """Move the packet that there was no room for, if there is now."""

@@ -193,15 +193,19 @@ class Virtqueue:
             found = single_buffers(table, heads, flag)
             if found is not None:
                 return found
-        places = [head << 4 for head in heads]
-        chains = list(filter(None, map(self._known.get, heads)))
-        if len(chains) < len(heads) or not all(
-            map(table.startswith, [parts for parts, _, _ in chains], places)
-        ):
-            try:
+        try:
+            if len(heads) == 1:
+                only, size, count = self._buffers(table, heads[0], flag)
+                element = _USED_ELEMENT.pack(heads[0], size & 0xFFFF_FFFF if flag else 0)
+                return Buffers(element, [size], [count], only)
+            places = [head << 4 for head in heads]
+            chains = list(filter(None, map(self._known.get, heads)))
+            if len(chains) < len(heads) or not all(
+                map(table.startswith, [parts for parts, _, _ in chains], places)
+            ):
                 chains = [self._buffers(table, head, flag) for head in heads]
-            except GuestMemoryError as error:
-                raise VirtqueueError(f"descriptor outside memory: {error}") from error
+        except GuestMemoryError as error:
+            raise VirtqueueError(f"descriptor outside memory: {error}") from error
         parts, sizes, counts = zip(*chains, strict=True)
         written = [size & 0xFFFF_FFFF if flag else 0 for size in sizes]  # 4 GiB never are
         return Buffers(used_elements(heads, written), list(sizes), list(counts), b"".join(parts))
