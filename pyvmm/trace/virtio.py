@@ -218,4 +218,6 @@ class VirtioMmioDecoder(_Registers):
 
 def _camel_case(name: str) -> str:
     """As the standard writes it: ``QueueNumMax``, ``DeviceID``."""
-    return "".join(word if word in ("ACK", "ID", "SHM") else word.capitalize() for word in name.split("_"))
+    return "".join(
+        word if word in ("ACK", "ID", "SHM") else word.capitalize() for word in name.split("_")
+    )

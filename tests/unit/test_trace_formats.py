@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -214,7 +215,7 @@ class TestPerfetto:
         tracks = {
             (e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"
         }
-        assert tracks.keys() >= {(e["pid"], e["tid"]) for e in events if e["ph"] in "XBEibe"} - {
+        assert tracks.keys() >= {(e["pid"], e["tid"]) for e in events if e["ph"] in "XBEi"} - {
             (RUN, 0)
         }
         assert {"vCPU 0", "vCPU 1", "serial COM1", "virtio-blk vda (vCPU 1)"} <= {*tracks.values()}
@@ -232,13 +233,36 @@ class TestPerfetto:
             (12_345.678, 3.4, {"at": "0x1000f3"})
         ] * 2
 
-    def test_requests_may_overlap(self) -> None:
-        events = json.loads(written(Perfetto(), [REQUEST, REQUEST]))
-        begun = [e for e in events if e["ph"] == "b"]
-        ended = [e for e in events if e["ph"] == "e"]
-        assert [e["id"] for e in begun] == [e["id"] for e in ended]
-        assert len({e["id"] for e in begun}) == 2
-        assert [e["args"]["value"] for e in events if e["ph"] == "C"] == [2, 1] * 2
+    def test_requests_that_overlap_have_tracks_of_their_own(self) -> None:
+        def request(start: int, end: int) -> Event:
+            return {**REQUEST, "ns": start, "took": end - start}
+
+        requests = [
+            request(0, 9),
+            request(5, 12),
+            request(10, 20),
+            request(10, 20),
+            request(15, 30),
+        ]
+        events = json.loads(written(Perfetto(), requests))
+        tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+        first, second = "virtio-blk vda queue 0", "virtio-blk vda queue 0 (2)"
+        slices = [e for e in events if e["pid"] == QUEUES and e["ph"] == "X"]
+        assert [tracks[e["tid"]] for e in slices] == [first, second, first, first, second]
+        assert [e["name"] for e in slices] == ["read 8 sectors at 2048"] * 5
+        assert [e["args"]["value"] for e in events if e["ph"] == "C"] == [2, 1] * 5
+
+    @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=30))
+    def test_slices_on_a_track_do_not_overlap(self, times: list[tuple[int, int]]) -> None:
+        requests = [{**REQUEST, "ns": 1000 * start, "took": 1000 * took} for start, took in times]
+        events = json.loads(written(Perfetto(), requests))
+        lanes: dict[int, set[tuple[float, float]]] = {}
+        for event in events:
+            if event["pid"] == QUEUES and event["ph"] == "X":
+                lanes.setdefault(event["tid"], set()).add((event["ts"], event["ts"] + event["dur"]))
+        for lane in lanes.values():
+            for (_, end), (start, _) in pairwise(sorted(lane)):
+                assert end <= start
 
     def test_phases_are_slices_that_follow_each_other(self) -> None:
         phases = [e for e in json.loads(written(Perfetto())) if e["ph"] in "BE"]
