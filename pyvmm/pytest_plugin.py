@@ -234,11 +234,13 @@ class MachineFactory:
         results = self._results()
         try:
             machine = Machine(path, **options, results=results)
-        except PyvmmError as error:
+        except Exception as error:
             if results is not None:
                 results.record.close()
                 results.failed(error)
-            raise error.with_traceback(None) from None  # it says all; our insides don't matter
+            if isinstance(error, PyvmmError):  # it says all; our insides don't matter
+                raise error.with_traceback(None) from None
+            raise
         self.machines.append(machine)
         machine.start()
         return machine
