@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 from guests.debian import PackageError
-from tests.bench import boot, exits, footprint, guest, linux, net, startup
+from tests.bench import boot, exits, footprint, guest, linux, net, startup, trace
 from tests.bench.table import Row, render, to_json
 from tests.bench.vmm import BenchError
 
 BENCHMARKS = {
     "loop": exits.loop,
     "exits": guest.exits,
+    "trace": trace.trace,
     "start": startup.startup,
     "disk": guest.disk,
     "net": net.net,
