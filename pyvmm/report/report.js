@@ -156,10 +156,12 @@ function pinchTo(view, chart, { a, b }, [x1, x2]) {
 }
 
 // The wheel zooms on the timeline; on other charts it scrolls the page, unless Ctrl is held (which
-// is also what a touchpad's pinch comes as).
+// is also what a touchpad's pinch comes as). Where there is nothing to zoom out of, it scrolls, too:
+// a page that is scrolled down must not be stopped by the chart below the pointer.
 function listenToWheel(view, chart, always) {
   chart.svg.addEventListener("wheel", (event) => {
-    if (!always && !event.ctrlKey) return;
+    const whole = view.to - view.from >= view.data.end;
+    if (!event.ctrlKey && (!always || (whole && event.deltaY >= 0))) return;
     event.preventDefault();
     if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
       view.move(event.deltaX / 1000);
