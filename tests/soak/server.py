@@ -22,6 +22,8 @@ BOOT_SECONDS = 600
 COMMAND_SECONDS = 900
 """More than anything takes in the lab, where code runs 15 to 40 times slower."""
 POWER_OFF_SECONDS = 120
+PATIENT = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
+"""What gives systemd the same patience."""
 
 
 class Card(NamedTuple):
@@ -134,7 +136,7 @@ def running(root: Path, disk: Path, transport: str, cpus: int) -> Iterator[Serve
     """The machine, started and logged into once; killed at the end unless it is off by then."""
     words = [sys.executable, "-m", "pyvmm", "run", "--transport", transport, "--cpus", str(cpus)]
     words += ["--kernel", str(debian_disk.KERNEL), "--initrd", str(debian_disk.INITRD)]
-    words += ["--memory", "1G", "--append", "root=/dev/vda quiet"]
+    words += ["--memory", "1G", "--append", f"root=/dev/vda quiet {PATIENT}"]
     words += ["--disk", str(root), "--disk", f"{disk},serial={SERIAL_NUMBER}"]
     with contextlib.ExitStack() as stack:
         for card in CARDS:
