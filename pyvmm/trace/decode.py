@@ -74,6 +74,7 @@ class EventDecoder:
     def __init__(self, start_ns: int, symbols: Symbols | None = None) -> None:
         self._start = start_ns
         self._symbols = symbols
+        self._board: Board | None = None
         self._decoders: dict[int, Decoder] = {}
         self._handlers: list[object] = []  # they stay, so that their ids are nobody else's
         self._wires: dict[int, str] = {}
@@ -93,11 +94,16 @@ class EventDecoder:
 
     def attach(self, board: Board) -> None:
         """Learn what is where."""
+        self._board = board
+        self._wires = wire_names(board)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The registers are as at power-on, so decoders must be."""
         self._handlers, self._decoders = [], {}
-        for handler, decoder in board_decoders(board):
+        for handler, decoder in () if self._board is None else board_decoders(self._board):
             self._handlers.append(handler)
             self._decoders[id(handler)] = decoder
-        self._wires = wire_names(board)
 
     def events(self, record: Record) -> Iterator[Event]:
         """What a record stands for: an event, and perhaps the phase that begins with it."""
@@ -257,6 +263,7 @@ class EventDecoder:
 
     def _phase(self, _: int, ns: int, phase: str, detail: str) -> Iterator[Event]:
         if phase == "reset":  # all begins anew
+            self._forget()
             self._console_came = self._init_came = self._shutdown_came = False
         elif phase == "shutdown":
             self._shutdown_came = True

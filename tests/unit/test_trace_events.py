@@ -208,7 +208,7 @@ class TestExits:
     def test_after_a_reset_the_registers_are_back(self, scene: Scene) -> None:
         scene.port(0x3FB, 0x83)
         assert scene.port(0x3F8, 1)["register"] == "DLL"
-        scene.decoder.attach(scene.board)
+        scene.events(hooks.PHASE, START, "reset", "")
         assert scene.port(0x3F8, 1)["register"] == "THR"
 
 

@@ -45,7 +45,7 @@ RIP = 0x1234_5678_9ABC
 @pytest.fixture
 def recorder() -> Recorder:
     """One that nobody empties."""
-    return Recorder(lambda batch: None, lambda error: None)
+    return Recorder(lambda batch: None, lambda: None, lambda error: None)
 
 
 def records(recorder: Recorder) -> list[tuple[Any, ...]]:

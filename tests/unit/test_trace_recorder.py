@@ -11,6 +11,7 @@ from pyvmm.trace import recorder as module
 from pyvmm.trace.recorder import BATCH, CAPACITY, Record, Recorder
 
 TIMEOUT = 20.0
+END: Record = ("end",)
 
 
 class Paper:
@@ -23,7 +24,7 @@ class Paper:
         self.open = threading.Event()
         self.open.set()
         self.held = threading.Event()
-        self.recorder = Recorder(self.write, self.errors.append)
+        self.recorder = Recorder(self.write, lambda: self.records.append(END), self.errors.append)
 
     def write(self, batch: Sequence[Record]) -> None:
         if not self.open.is_set():
@@ -46,7 +47,7 @@ def test_all_is_written_in_order(paper: Paper) -> None:
     for number in range(3 * BATCH + 1):
         paper.recorder.add((number,))
     assert paper.recorder.stop()
-    assert paper.records == [(number,) for number in range(3 * BATCH + 1)]
+    assert paper.records == [*((number,) for number in range(3 * BATCH + 1)), END]
     assert max(paper.batches) <= BATCH
 
 
@@ -54,7 +55,7 @@ def test_what_is_recorded_before_the_start_is_not_lost(paper: Paper) -> None:
     paper.recorder.add(("early",))
     paper.recorder.start()
     assert paper.recorder.stop()
-    assert paper.records == [("early",)]
+    assert paper.records == [("early",), END]
 
 
 def test_a_full_queue_holds_the_guest_and_loses_nothing(
@@ -82,7 +83,7 @@ def test_a_full_queue_holds_the_guest_and_loses_nothing(
     assert recorder.stop()
     assert most <= 100 + threads
     for who in range(threads):
-        assert [number for w, number in paper.records if w == who] == list(range(total))
+        assert [r[1] for r in paper.records if r[0] == who] == list(range(total))
 
 
 def test_at_the_end_nobody_waits_for_a_reader_that_has_stopped(
@@ -116,7 +117,7 @@ def test_a_bug_of_the_writers_is_told_once_and_holds_nobody(
     def fail(batch: Sequence[Record]) -> None:
         raise KeyError("a bug")
 
-    recorder = Recorder(fail, paper.errors.append)
+    recorder = Recorder(fail, lambda: fail(()), paper.errors.append)
     recorder.start()
     for number in range(100):
         recorder.add((number,))

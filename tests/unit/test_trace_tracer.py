@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from unit.test_board import Bench
 from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError, HostError, ImageError
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.trace import recorder
 from pyvmm.trace.config import TraceConfig, TraceFilter
 from pyvmm.trace.tracer import Output, Tracer
 
@@ -186,3 +188,16 @@ def test_a_bug_in_the_writer_is_told(tmp_path: Path) -> None:
     tracer.close()
     bench.board.close()
     assert [type(error) for error in errors] == [KeyError]
+
+
+def test_a_reader_that_stops_before_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes the tracer doesn't wait for it."""
+    monkeypatch.setattr(recorder, "PATIENCE", 0.01)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    said: list[str] = []
+    tracer = Tracer.open([TraceConfig(f"/proc/self/fd/{writer}")], say=said.append)
+    run(tracer, *[b"a line\n"] * 100)
+    os.close(writer)
+    os.close(reader)
+    assert said[0].endswith("is not complete: nobody reads it")
