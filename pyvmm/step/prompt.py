@@ -21,15 +21,16 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
 from pyvmm.step import command
+from pyvmm.step.breakpoints import MAX_BREAKPOINTS
 from pyvmm.step.command import Command, CommandError
 from pyvmm.step.cpu_state import CpuState
 from pyvmm.step.disassembly import Disassembler, register_value
+from pyvmm.step.ring3 import CannotStep
 from pyvmm.step.screen import Screen, plain, wants_colour
 from pyvmm.step.stepper import (
     BREAKPOINT,
     ENDED,
     HALTED,
-    MAX_BREAKPOINTS,
     PAUSED,
     RESET,
     STEPPED,
@@ -201,7 +202,7 @@ class Prompt:
             if wanted is not None:
                 self._repeat = None
                 self._do(wanted)
-        except (CommandError, GuestMemoryError) as error:
+        except (CommandError, CannotStep, GuestMemoryError) as error:
             show(f"{error}")
 
     def _read(self) -> str | None:
