@@ -146,8 +146,7 @@ def trace_line(recorder: Recorder, gsi: int, line: IrqLine) -> IrqLine:
 
 
 class TracedMsi:
-    """A :class:`~pyvmm.interrupts.MsiController` whose vectors record that they are fired.
-    ``vectors`` are all that there are, in the order in which they were made."""
+    """A :class:`~pyvmm.interrupts.MsiController` whose vectors record that they are fired."""
 
     def __init__(self, recorder: Recorder, controller: MsiController) -> None:
         self._recorder = recorder

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.trace import hooks
 from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter
-from pyvmm.trace.decode import EventDecoder, pci_names, virtio_names
+from pyvmm.trace.decode import EventDecoder
+from pyvmm.trace.parts import pci_names, virtio_names
 from pyvmm.trace.recorder import Record, Recorder
 from pyvmm.trace.requests import describer
 

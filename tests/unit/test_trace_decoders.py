@@ -12,9 +12,9 @@ from unit.virtio_echo import Echo
 from pyvmm.devices.pci import BarKind, CapabilityId, PciFunction, PciIdentity
 from pyvmm.trace import debug
 from pyvmm.trace.cmos import CmosDecoder
-from pyvmm.trace.decode import Decoder
 from pyvmm.trace.i8042 import I8042Decoder
 from pyvmm.trace.names import character, constants, flags, single_bits
+from pyvmm.trace.parts import Decoder
 from pyvmm.trace.pci import ConfigPortsDecoder, ConfigSpaceDecoder, EcamDecoder, MsixDecoder
 from pyvmm.trace.pit import PitDecoder, PortBDecoder
 from pyvmm.trace.power import PortADecoder, PowerDecoder

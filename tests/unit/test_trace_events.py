@@ -20,7 +20,8 @@ from pyvmm.device_config import DiskConfig, RngConfig
 from pyvmm.peripherals import ConsoleBackends, Peripherals
 from pyvmm.symbols import Symbol, Symbols
 from pyvmm.trace import hooks
-from pyvmm.trace.decode import EventDecoder, wire_names
+from pyvmm.trace.decode import EventDecoder
+from pyvmm.trace.parts import wire_names
 from pyvmm.vcpu import EXIT_REASONS
 
 Event = dict[str, Any]
