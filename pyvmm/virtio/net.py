@@ -619,7 +619,7 @@ class QueuePair:
         if found is None:
             return False
         if min(found.sizes) < SHORTEST_PACKET or max(found.sizes) > MAX_PACKET:
-            self._leave_out_wrong_lengths(found)
+            found = self._right_lengths(found)
         number = sent = len(found.sizes)
         if self._device.link_up:
             results = self._packets.write(found.parts, found.counts)
@@ -644,21 +644,22 @@ class QueuePair:
             if result < 0:
                 self._device.send_failed(OSError(-result, os.strerror(-result)))
 
-    def _leave_out_wrong_lengths(self, packets: Buffers) -> None:
+    def _right_lengths(self, packets: Buffers) -> Buffers:
         """Packets of a wrong length are dropped: they are left with no buffers."""
-        parts, at = [], 0
-        for index, (size, count) in enumerate(zip(packets.sizes, packets.counts, strict=True)):
+        parts, counts, at = [], [], 0
+        for size, count in zip(packets.sizes, packets.counts, strict=True):
             packet = packets.parts[at : at + 16 * count]
+            at += 16 * count
             if SHORTEST_PACKET <= size <= MAX_PACKET:
                 parts.append(packet)
-            else:
-                for address, length, _ in _PART.iter_unpack(packet):
-                    if not self._tx.memory.contains(address, length):
-                        raise VirtqueueError("packet outside memory")
-                self._device.faults.report("network: packet of a wrong length", "%d bytes", size)
-                packets.counts[index] = 0
-            at += 16 * count
-        packets.parts = b"".join(parts)
+                counts.append(count)
+                continue
+            for address, length, _ in _PART.iter_unpack(packet):
+                if not self._tx.memory.contains(address, length):
+                    raise VirtqueueError("packet outside memory")
+            self._device.faults.report("network: packet of a wrong length", "%d bytes", size)
+            counts.append(0)
+        return Buffers(packets.elements, packets.sizes, counts, b"".join(parts))
 
 
 def made_up_mac(seed: str, index: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.memory import GuestMemory
-from pyvmm.virtio.queue import Virtqueue, VirtqueueError
+from pyvmm.virtio.queue import MAX_SEEN_BATCHES, Virtqueue, VirtqueueError
 from pyvmm.virtio.queue_buffers import Buffers, used_elements
 
 DESCRIPTORS, AVAIL, USED, TABLE, DATA = 0x1000, 0x2000, 0x3000, 0x4000, 0x8000
@@ -295,6 +296,38 @@ def test_chains_are_popped_as_buffers(indirect: bool) -> None:
     assert found is not None
     assert (found.heads, found.counts) == ([2, 6], [3, 1])
     assert found.sizes == [sum(length for _, length in expected), 99]
+
+
+def test_an_indirect_table_that_is_offered_again_may_have_changed() -> None:
+    rings = Rings()
+    rings.describe(0, TABLE, 32, INDIRECT, 0)
+    rings.describe(0, DATA, 16, NEXT, 1, table=TABLE)
+    for length in (16, 16, 17, 17, 18):
+        rings.describe(1, DATA + 64, length, 0, 0, table=TABLE)
+        rings.offer(0)
+        assert parts(rings.queue.pop_buffers(16, 0)) == [(DATA, 16), (DATA + 64, length)]
+
+
+def test_an_indirect_table_behind_other_descriptors_may_have_changed() -> None:
+    rings = Rings()
+    rings.describe(0, DATA, 16, NEXT, 1)
+    rings.describe(1, TABLE, 16, INDIRECT, 0)
+    for length in (16, 16, 17, 17, 18):
+        rings.describe(0, DATA + 64, length, 0, 0, table=TABLE)
+        rings.offer(0)
+        assert parts(rings.queue.pop_buffers(16, 0)) == [(DATA, 16), (DATA + 64, length)]
+
+
+def test_what_is_remembered_has_an_end() -> None:
+    rings = Rings()
+    for index in range(SIZE):
+        rings.describe(index, DATA, 16, 0, 0)
+    for heads in itertools.product(range(SIZE), repeat=3):
+        rings.offer(*heads)
+        found = rings.queue.pop_buffers(16, 0)
+        assert found is not None
+        assert found.heads == list(heads)
+    assert len(rings.queue._seen) <= MAX_SEEN_BATCHES
 
 
 def test_a_chain_that_is_offered_again_may_have_changed() -> None:
