@@ -1,4 +1,4 @@
-"""What is on a board: the decoder of each window that a bus may find, and what each device is called.
+"""What is on a board: the decoder of each window that a bus may find, and each device's name.
 
 A decoder explains accesses: it is a function from offset, size, value and direction to the device's
 name, the register's and what the value means. It sees all accesses in their order, because what one
