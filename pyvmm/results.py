@@ -57,11 +57,11 @@ class Results:
         """Check that the files can be written. Raises ConfigError for a place that isn't one, and
         HostError for one that can't be written."""
         for option, path in self._files.items():
-            if path == STDOUT and option == "--json":
-                self._places[option] = path
-            else:
-                _check(option, path, self._inputs, self._places)
-                self._places[option] = path
+            if path != STDOUT:
+                check_place(option, path, self._inputs, self._places)
+            elif option != "--json":
+                raise ConfigError(f"{option}: it takes a file's path, such as /dev/stdout")
+            self._places[option] = path
         document = self._document("unfinished", None, UNFINISHED)
         for option, path in self._places.items():
             if path != STDOUT:
@@ -196,37 +196,54 @@ def _render(option: str, document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _check(option: str, path: str, inputs: Sequence[str], others: Mapping[str, str]) -> None:
-    """ConfigError unless ``path`` is a place of its own."""
+def check_place(option: str, path: str, inputs: Sequence[str], others: Mapping[str, str]) -> None:
+    """ConfigError unless ``path`` is a place of its own: none of ``inputs``, the files that the run
+    needs, and none of ``others``, which belong to options."""
     if not path:
         raise ConfigError(f"{option}: the path is empty")
-    for each in inputs:
-        with suppress(OSError):
-            if os.path.samefile(path, each):
-                raise ConfigError(f"{option}: {path} is a file that the run needs")
+    if any(_same(path, each) for each in inputs):
+        raise ConfigError(f"{option}: {path} is a file that the run needs")
     for other, taken in others.items():
-        if os.path.realpath(path) == os.path.realpath(taken):
+        if _same(path, taken):
             raise ConfigError(f"{option}: {path} is {other}'s file")
 
 
+def _same(first: str, second: str) -> bool:
+    """Whether two paths are one file, or will be."""
+    with suppress(OSError):
+        if os.path.samefile(first, second):
+            return True
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
 def _write(path: str, text: str, *, placeholder: bool = False) -> None:
-    """Put ``text`` at ``path``, all at once; into what is no regular file (a pipe, /dev/stdout) it
-    is written as it is, and no placeholder."""
+    """Put ``text`` at ``path``, all at once; to what is no regular file (a pipe), or one of our
+    standard streams (/dev/stdout), it is added as it is, and no placeholder."""
     data = text.encode()
     target = os.path.realpath(path)
     try:
-        mode = os.stat(target).st_mode
+        status = os.stat(target)
+        mode, is_stream = status.st_mode, _is_stream(status)
     except FileNotFoundError:
-        mode = stat.S_IFREG
-    if stat.S_ISREG(mode):
+        mode, is_stream = stat.S_IFREG, False
+    if stat.S_ISREG(mode) and not is_stream:
         if os.path.exists(target) and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         _replace_file(target, data)
     elif not placeholder:
-        with open(path, "wb") as file:
+        with open(path, "ab", buffering=0) as file:
             file.write(data)
     elif stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _is_stream(status: os.stat_result) -> bool:
+    """Whether it is what our stdout or stderr goes to."""
+    for fd in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(status, os.fstat(fd)):
+                return True
+    return False
 
 
 def _replace_file(target: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from pyvmm.console_log import ConsoleLog, LogConfig
 from pyvmm.errors import ConfigError
 from pyvmm.outcome import Outcome
 from pyvmm.record import Record
-from pyvmm.results import STDOUT, Results
+from pyvmm.results import STDOUT, Results, check_place
 from pyvmm.supervisor import Supervisor
 
 FAILED = 1
@@ -70,24 +70,15 @@ def _open_log(options: dict[str, Any], files: dict[str, str], record: Record) ->
     if options["log_console"] is None:
         return None
     config = LogConfig.parse(options["log_console"])
-    for option, path in (*files.items(), *(("the run", path) for path in _inputs(options))):
-        if os.path.realpath(path) == os.path.realpath(config.path) or _same(path, config.path):
-            raise ConfigError(f"--log-console: {config.path} is a file of {option}'s")
+    check_place("--log-console", config.path, _inputs(options), files)
     record.log = ConsoleLog(config)
     return record.log
 
 
-def _same(first: str, second: str) -> bool:
-    try:
-        return os.path.samefile(first, second)
-    except OSError:
-        return False
-
-
 def _inputs(options: dict[str, Any]) -> list[str]:
     """What the options name that the run needs, as far as it can be told before they are parsed:
-    the guest's files, and the consoles'."""
-    found = [options["kernel"], options["initrd"]]
+    the guest's files, and those that are written by other options."""
+    found = [options["kernel"], options["initrd"], options["report"]]
     found += [text.partition(",")[0] for text in (*options["disks"], *options["traces"])]
     ports = [port.partition("=")[2] for port in options["ports"]]
     for place in (*options["serial"], *ports, (options["console"] or "").partition(",")[0]):

@@ -262,11 +262,12 @@ class TestRunsThatDoNotStart:
 
     @pytest.mark.parametrize("option", ["--junit", "--log-console"])
     def test_one_place_for_two_files(self, guests: Path, tmp_path: Path, option: str) -> None:
-        both = tmp_path / "both"
-        for other in (f"--json={both}", f"--serial=file:{both}", f"--trace={both}"):
-            ended = pyvmm("-k", guests / "endings", other, option, f"{tmp_path}/./both")
+        for number, other in enumerate(("--json={}", "--serial=file:{}", "--trace={}")):
+            both = f"{tmp_path}/both{number}"
+            other = other.format(both)
+            ended = pyvmm("-k", guests / "endings", other, option, f"{tmp_path}/./both{number}")
             assert ended.status == 2, other
-            assert re.fullmatch(rf"pyvmm: {option}: [^\n]*/both is [^\n]*\n", ended.stderr), other
+            assert re.fullmatch(rf"pyvmm: {option}: [^\n]*/both. is [^\n]*\n", ended.stderr), other
 
     @pytest.mark.parametrize("console", ["--serial", "--console"])
     def test_stdout_for_two(self, guests: Path, console: str) -> None:
@@ -280,6 +281,16 @@ def test_json_on_stdout(guests: Path) -> None:
     assert ended.status == 0
     assert json.loads(ended.console)["consoles"]["COM1"][1] == "\tend"
     assert "powered off" in last_line(ended.stderr)
+
+
+def test_junit_among_the_console_s_output(guests: Path, tmp_path: Path) -> None:
+    """The file that stdout goes to isn't replaced."""
+    words = command(guests / "endings", "--junit", "/dev/stdout", append="panic")
+    with (tmp_path / "out").open("wb") as out:
+        assert subprocess.run(words, stdin=subprocess.DEVNULL, stdout=out).returncode == 3
+    output = (tmp_path / "out").read_text()
+    assert output.index("Kernel panic") < output.index("<testsuites")
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_json_that_has_no_room(guests: Path) -> None:
