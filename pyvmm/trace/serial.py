@@ -13,16 +13,18 @@ from pyvmm.devices.serial import (
     ModemStatus,
     Register,
 )
-from pyvmm.trace.names import character, constants, counted, flags, sentence, single_bits
+from pyvmm.trace.names import Bits, character, constants, counted, flags, sentence, single_bits
 
 MAX_BAUD = 115_200
 
-_INTERRUPTS = {
-    InterruptEnable.ERBFI: "received data",
-    InterruptEnable.ETBEI: "transmitter empty",
-    InterruptEnable.ELSI: "line status",
-    InterruptEnable.EDSSI: "modem status",
-}
+_INTERRUPTS = Bits(
+    {
+        InterruptEnable.ERBFI: "received data",
+        InterruptEnable.ETBEI: "transmitter empty",
+        InterruptEnable.ELSI: "line status",
+        InterruptEnable.EDSSI: "modem status",
+    }
+)
 _PENDING = constants(InterruptId)
 _LINE = single_bits(LineStatus)
 _MODEM_CONTROL = single_bits(ModemControl)

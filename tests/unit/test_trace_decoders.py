@@ -13,7 +13,7 @@ from pyvmm.devices.pci import BarKind, CapabilityId, PciFunction, PciIdentity
 from pyvmm.trace import debug
 from pyvmm.trace.cmos import CmosDecoder
 from pyvmm.trace.i8042 import I8042Decoder
-from pyvmm.trace.names import character, constants, flags, single_bits
+from pyvmm.trace.names import Bits, character, constants, flags, single_bits
 from pyvmm.trace.parts import Decoder
 from pyvmm.trace.pci import ConfigPortsDecoder, ConfigSpaceDecoder, EcamDecoder, MsixDecoder
 from pyvmm.trace.pit import PitDecoder, PortBDecoder
@@ -447,9 +447,9 @@ class TestNames:
         assert constants(BarKind)[0x4] == "MEMORY64"
 
     def test_flags(self) -> None:
-        assert flags({1: "A", 4: "B"}, 5) == "A, B"
-        assert flags({1: "A", 4: "B"}, 0x13) == "A, 0x12"
-        assert flags({1: "A"}, 0) == "none"
+        assert flags(Bits({1: "A", 4: "B"}), 5) == "A, B"
+        assert flags(Bits({1: "A", 4: "B"}), 0x13) == "A, 0x12"
+        assert flags(Bits({1: "A"}), 0) == "none"
 
     @given(st.integers(0, 255))
     def test_a_character_is_printable(self, value: int) -> None:
