@@ -66,10 +66,12 @@ class ConfigSpaceDecoder:
     def decode(
         self, bus: int, devfn: int, offset: int, size: int, value: int, write: bool
     ) -> tuple[str, str, str]:
-        device = f"pci {address_name(bus, devfn)}"
+        where = address_name(bus, devfn)
         function = self._functions.get(devfn) if bus == 0 else None
-        if function is None:
-            return device, register_name(offset), "" if write else "no function there"
+        if function is None:  # a guest looks at 256 of these, which aren't as many devices
+            meaning = "" if write else "no function there"
+            return "pci", f"{where} {register_name(offset)}", meaning
+        device = f"pci {where}"
         if offset >= CONFIG_SPACE_SIZE:
             return device, f"config {offset:#x}", "no extended configuration space"
         if offset >= Register.DEVICE_SPECIFIC:

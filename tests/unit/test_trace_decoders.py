@@ -304,7 +304,7 @@ class TestPci:
 
     def test_where_there_is_nothing(self, space: ConfigSpaceDecoder) -> None:
         decoder = EcamDecoder(space)
-        expected = "pci 00:01.0", "VENDOR_ID", "no function there"
+        expected = "pci", "00:01.0 VENDOR_ID", "no function there"
         assert decoder(8 << 12, 4, 0xFFFF_FFFF, READ) == expected
         assert decoder(0x40, 4, 0, READ) == ("pci 00:00.0", "config 0x40", "")
 
