@@ -486,6 +486,7 @@ class QueuePair:
         self._readable = self._writable = True
         self._silence()
         timeout = 0
+        lingering = False
         while not self._stopping:
             for fd, events in epoll.poll(timeout):
                 if fd == self._fd:
@@ -496,7 +497,10 @@ class QueuePair:
                 busy |= self._transmit()
             if self._readable and self._receives:
                 busy |= self._receive()
-            timeout = 0 if busy or self._more_came() else -1
+            # A driver that has just been served may be about to answer: look once more before
+            # sleeping, which costs it a doorbell and us a wake-up.
+            timeout = 0 if busy or lingering or self._more_came() else -1
+            lingering = busy
 
     def _silence(self) -> None:
         if self._sends:
