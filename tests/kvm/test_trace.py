@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,28 @@ class TestStandardOutput:
         _, *events = [json.loads(line) for line in ended.console.splitlines()]
         assert printed(events) == log.read_text().replace("\r", "")
 
+    def test_on_a_terminal_ctrl_c_ends_it(self, guests: Path) -> None:
+        """It isn't the guest's terminal, so the keys mean what they always do."""
+        master, slave = pty.openpty()
+        process = subprocess.Popen(
+            command(guests / "pvh", "--trace", "-", "--trace-filter", "kind=console"),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            preexec_fn=lambda: os.login_tty(slave),
+        )
+        os.close(slave)
+        seen = b""
+        while b"echo until Ctrl-D" not in seen:
+            seen += os.read(master, 4096)
+        os.write(master, b"\x03")
+        with contextlib.suppress(OSError):  # EIO: it has closed its end
+            while piece := os.read(master, 4096):
+                seen += piece
+        assert process.wait(TIMEOUT) == 128 + signal.SIGINT
+        os.close(master)
+        assert b"interrupted" in seen
+
     def test_a_reader_that_leaves(self, guests: Path) -> None:
         """The guest goes on, and one line says so."""
         process = subprocess.Popen(
@@ -257,7 +280,7 @@ class TestStandardOutput:
         assert "the trace in standard output is not complete: nobody reads it" in said
 
 
-@contextmanager
+@contextlib.contextmanager
 def fifo_without_reader() -> Iterator[int]:
     """A pipe that somebody has open and never reads."""
     reader, writer = os.pipe()
