@@ -1,18 +1,22 @@
-"""Whether the CPU's breakpoints work in a guest here. They do on hardware. An emulated CPU that has
-guests of its own may ignore their debug registers (QEMU's TCG does, with AMD-V), and a breakpoint
-would be run over without a word. So it is tried, with two instructions.
+"""The CPU's breakpoints, and whether they work in a guest here. They do on hardware. An emulated
+CPU that has guests of its own may ignore their debug registers (QEMU's TCG does, with AMD-V), and a
+breakpoint would be run over without a word. So it is tried, with two instructions.
 """
 
 from __future__ import annotations
 
+import struct
 from contextlib import ExitStack
 from functools import cache
 
 from pyvmm import layout
 from pyvmm.boot.entry import EntryState
+from pyvmm.errors import GuestMemoryError
 from pyvmm.kvm import Kvm
 from pyvmm.kvm._kvm import lib
 from pyvmm.memory import PAGE_SIZE, GuestMemory
+from pyvmm.step.cpu_state import EFER_LMA, CpuState
+from pyvmm.step.linear import LinearMemory
 from pyvmm.vcpu import enter
 
 MAX_BREAKPOINTS = 4
@@ -27,6 +31,32 @@ def debug_registers(addresses: list[int]) -> list[int]:
     "Debug Registers")."""
     enabled = sum(1 << 2 * index for index in range(len(addresses)))
     return [*addresses, *[0] * (MAX_BREAKPOINTS - len(addresses)), 0, 0, 0, DR7_FIXED | enabled]
+
+
+def handler_of(guest: LinearMemory, state: CpuState, vector: int) -> int | None:
+    """The linear address of an interrupt's handler: where a breakpoint stops an ``int``, by which
+    the CPU clears the trap flag. None if it has none, or one that is hard to find."""
+    table = state.system["idt"]
+    size = 4 if state.real_mode else 16 if state.system["efer"] & EFER_LMA else 8
+    if (vector + 1) * size - 1 > table["limit"]:
+        return None
+    try:
+        gate = guest.read(table["base"] + vector * size, size)
+        if state.real_mode:
+            offset, segment = struct.unpack("<HH", gate)
+            return int(segment * 16 + offset)
+        low: int
+        high: int
+        low, selector, _, high = struct.unpack_from("<4H", gate)
+        if size == 16:
+            return int.from_bytes(gate[8:12], "little") << 32 | high << 16 | low
+        if selector & 4:
+            return None  # in a local table
+        descriptor = guest.read(state.system["gdt"]["base"] + (selector & ~7), 8)
+    except GuestMemoryError:
+        return None
+    base: int = int.from_bytes(descriptor[2:5], "little") | descriptor[7] << 24
+    return base + (high << 16 | low) & 0xFFFF_FFFF
 
 
 @cache

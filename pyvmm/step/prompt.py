@@ -311,7 +311,7 @@ class Prompt:
     def _show_stop(self, stop: Stop) -> None:
         screen, stepped = self._screen, stop.why in (STEPPED, HALTED)
         if stop.woken:
-            show("an interrupt came; the first instruction of its handler has been executed:")
+            show("an interrupt came:")
         if stepped:
             for line in screen.changes(stop.changes, stop.after):
                 show(line)

@@ -112,8 +112,8 @@ class Stop(NamedTuple):
     ``why`` is one of the constants above; ``vcpu`` stopped. ``before`` and ``after`` are its state
     at the start and now. ``instruction`` is the one that was executed, if it was just one.
     ``accesses`` are those of an exit, ``writes`` the stores of one instruction, as far as its
-    operands tell. ``woken``: an interrupt ended a halt, and the first instruction of its handler
-    has been executed.
+    operands tell. ``woken``: an interrupt ended a halt. A software KVM has executed the first
+    instruction of its handler then; hardware, the whole handler and one instruction behind it.
     """
 
     why: str
@@ -332,9 +332,13 @@ class Stepper:
         if self._in_native_ring_3(before):
             why = self._step_native(before, control)
         else:
+            handler = self._int_handler(instruction, before)
+            registers = breakpoints.debug_registers([] if handler is None else [handler])
+            if handler is not None:
+                control |= lib.KVM_GUESTDBG_USE_HW_BP
             threads = [self.machine.vcpus[number]]
-            why = self._run(threads, control, stop_at_access=True, timeout=timeout)
-        if why == EXIT:
+            why = self._run(threads, control, registers, stop_at_access=True, timeout=timeout)
+        if why in (EXIT, BREAKPOINT):
             why = STEPPED
         stop = self._stop(why, number, before)
         if why != STEPPED:
@@ -346,6 +350,18 @@ class Stepper:
             stop = stop._replace(after=CpuState.of(vcpu))
         writes = self._written(ranges, before, stop.after)
         return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
+
+    def _int_handler(self, instruction: Instruction | None, state: CpuState) -> int | None:
+        """Where an ``int`` leads. Hardware, single-stepping, would only stop behind its ``iret``."""
+        if self._native_ring_3 or instruction is None or instruction.mnemonic != "int":
+            return None
+        if not breakpoints.they_work():
+            return None
+        vector = instruction.code[-1]
+        with self.machine.at_rest():
+            vcpu = self.machine.vcpus[self.vcpu].vcpu
+            guest = LinearMemory(vcpu, self.machine.memory)
+            return breakpoints.handler_of(guest, state, vector)
 
     def _step_native(self, before: CpuState, control: int) -> str:
         """Where KVM doesn't single-step ring 3."""

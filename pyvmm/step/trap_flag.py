@@ -38,6 +38,8 @@ def clear_saved(
             vcpu.set_regs({**regs, "r11": regs["r11"] & ~RFLAGS_TF})
         elif mnemonic.startswith("pushf"):
             _clear_at(guest, stack_top(after))
+        elif after.registers["rsp"] >= before.registers["rsp"] and after.ring == before.ring:
+            pass  # nothing is on the stack that wasn't
         elif instruction is None or _went_elsewhere(instruction, after):
             flags = _find_frame(guest, before, after)
             if flags is not None:
