@@ -20,7 +20,7 @@ from tests.bench.table import PYVMM
 QEMU = "qemu-system-x86_64"
 QEMU_OPTIONS = "-accel kvm -nodefaults -no-user-config -display none -no-reboot -serial stdio"
 MEMORY_MIB = 256
-TIMEOUT = 120
+TIMEOUT = 600
 """Seconds that one run may take, on a busy machine or in the lab."""
 
 
