@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 from kvm.command import STATUS_TIMEOUT, TIMEOUT, Ended, command, run, run_to_end, start
 from kvm.test_disk import BEFORE, SECTORS
+from kvm.test_machine import config
+
+from pyvmm.backends.character import NullBackend
+from pyvmm.machine import Machine
 
 Event = dict[str, Any]
 
@@ -331,3 +335,18 @@ def test_one_format_does_not_import_the_others(guests: Path, tmp_path: Path) -> 
     assert "pyvmm.trace.text" in said
     assert "pyvmm.trace.perfetto" not in said
     assert "pyvmm.trace.jsonl" not in said
+
+
+def test_without_a_trace_a_machine_has_no_hooks(guests: Path, image: Path) -> None:
+    """Neither in the exit loop nor at a wire, a queue or a console."""
+    machine = Machine(config(guests / "blk", image), [NullBackend()])
+    router = machine._router
+    assert machine.board.wiring.line == router.line
+    assert machine.board.wiring.msi is router
+    for thread in machine.vcpus:
+        assert {handler.__module__ for handler in thread._handlers} == {"pyvmm.vcpu"}
+    (transport,) = machine.board.virtio
+    for queue in transport.session.queues:
+        assert not any(callable(value) for name, value in vars(queue).items() if name[0] != "_")
+    assert isinstance(machine.board.serial_ports[0]._backend, NullBackend)
+    machine.close()
