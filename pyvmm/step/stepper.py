@@ -352,7 +352,7 @@ class Stepper:
         return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
 
     def _int_handler(self, instruction: Instruction | None, state: CpuState) -> int | None:
-        """Where an ``int`` leads. Hardware, single-stepping, would only stop behind its ``iret``."""
+        """Where an ``int`` leads: single-stepping, hardware stops only behind its ``iret``."""
         if self._native_ring_3 or instruction is None or instruction.mnemonic != "int":
             return None
         if not breakpoints.they_work():
