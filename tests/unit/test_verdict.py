@@ -110,6 +110,16 @@ class TestPanic:
         assert run.ends == [Reason.PANIC]
         assert run.verdict.panic == "Decoding failed"
 
+    def test_in_an_initramfs_that_finds_no_root_device(self) -> None:
+        run = Run()
+        run.prints(
+            b"ALERT!  /dev/vdz does not exist.  Dropping to a shell!\r\n"
+            b"[   33.1] random: crng init done\r\n"
+            b"Rebooting automatically due to panic= boot argument\r\n"
+        )
+        sentence = run.on(Reason.REBOOT).sentence
+        assert 'panicked: "ALERT! /dev/vdz does not exist. Dropping to a shell!"' in sentence
+
     def test_a_system_that_was_halted_is_none(self) -> None:
         run = Run()
         run.prints(b"[    0.0] Linux version 6.1\n[    9.1] reboot: System halted\n")
