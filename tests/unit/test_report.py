@@ -668,6 +668,22 @@ def test_a_run_that_did_not_start_leaves_the_old_page(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, MemoryError])
+def test_a_bug_of_the_report_s_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    said: list[str] = []
+    report = RunReport(str(tmp_path / "page.html"), [])
+    traces.write(Path(report.trace), traces.boot(100))
+    monkeypatch.setattr("pyvmm.report.write_report", fail)
+    report.write(said.append)
+    assert [str(path) for path in tmp_path.iterdir()] == [report.trace]
+    assert said[-1].endswith(f"the trace stays in {report.trace}")
+
+
 def test_the_parts_of_the_page_are_in_the_package() -> None:
     """What setup.py would install."""
     folder = Path(timebins.__file__).parent
