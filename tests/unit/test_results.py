@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import FakeClock
 
@@ -168,6 +168,8 @@ def test_the_explanation(tmp_path: Path) -> None:
 
 
 @given(text=st.text(), name=st.text(), raw=st.binary(max_size=200))
+@example(text="", name="", raw=b"BUG: KASAN: ")
+@example(text="", name="", raw=b"\nBUG: KASAN: x in y\nKernel panic - not syncing: x")
 def test_any_text_gives_xml_and_json(
     tmp_path_factory: pytest.TempPathFactory, text: str, name: str, raw: bytes
 ) -> None:
