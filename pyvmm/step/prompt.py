@@ -47,6 +47,8 @@ FLUSH_SECONDS = 1.0
 MAX_LINE = 4096
 """A longer line of the guest's is shown as several."""
 
+ALARM_SECONDS = 0.1
+
 DEFAULT_DISASSEMBLY = 8
 DEFAULT_BYTES = 64
 
@@ -163,7 +165,8 @@ class Prompt:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             numbers.append(signal.SIGINT)
         before = {number: signal.signal(number, handle) for number in numbers}
-        signal.setitimer(signal.ITIMER_REAL, timeout or 0)
+        # Again and again, because one that comes before there is anything to interrupt is lost.
+        signal.setitimer(signal.ITIMER_REAL, timeout or 0, ALARM_SECONDS)
         try:
             yield
         finally:
