@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pyvmm.device_config import DiskConfig, NetConfig
     from pyvmm.results import Results
     from pyvmm.step.stepper import Stepper
+    from pyvmm.trace.tracer import Tracer
     from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
@@ -130,8 +131,10 @@ class Machine:
     virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
     A line that one of ``fail_on`` (regular expressions) matches ends it, too, and with
     ``fail_on_warnings`` any report by which Linux says that something in it is wrong. With
-    ``paused`` the guest doesn't run before :meth:`resume`. ``results`` are files that are written
-    at the guest's end, as the pytest plugin wants them.
+    ``paused`` the guest doesn't run before :meth:`resume`. ``trace``, ``trace_filters``,
+    ``symbols`` and ``report`` record the run as the options of these names do; the files are
+    complete when the machine is closed. ``results`` are files that are written at the guest's end,
+    as the pytest plugin wants them.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
     won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
@@ -168,6 +171,10 @@ class Machine:
         timeout: float | None = None,
         fail_on: Texts = (),
         fail_on_warnings: bool = False,
+        trace: Texts = (),
+        trace_filters: Texts = (),
+        symbols: Path | None = None,
+        report: Path | None = None,
         paused: bool = False,
         results: Results | None = None,
     ) -> None:
@@ -236,17 +243,44 @@ class Machine:
                 self._loop.close()
                 raise
             resources.callback(self._consoles.close, 0)
+            self._tracer = self._open_tracer(trace, trace_filters, symbols, report)
+            resources.callback(self._close_tracer)
             self._machine = parts.Machine(
                 self.config,
                 self._consoles.serial,
                 virtio_console=self._consoles.virtio(),
                 loop=self._loop,
                 faults=GuestFaults(LOG.warning),
+                tracer=self._tracer,
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
         self._machine.on_panic = self._verdict.pvpanic
         self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
+
+    def _open_tracer(
+        self, traces: Texts, filters: Texts, symbols: Path | None, report: Path | None
+    ) -> Tracer | None:
+        if not traces and report is None:
+            if filters or symbols is not None:
+                raise ConfigError("trace_filters and symbols go with trace or report")
+            return None
+        from pyvmm.trace.config import TraceConfig, TraceFilter  # here, because few want it
+        from pyvmm.trace.of_run import open_tracer
+
+        return open_tracer(
+            self.config,
+            [TraceConfig.parse(text) for text in _texts(traces)],
+            [TraceFilter.parse(text) for text in _texts(filters)],
+            symbols=None if symbols is None else os.fspath(symbols),
+            report=None if report is None else os.fspath(report),
+            outputs=(),
+            say=LOG.warning,
+        )
+
+    def _close_tracer(self) -> None:
+        if self._tracer is not None:
+            self._tracer.close(self._outcome)
 
     @property
     def memory(self) -> GuestMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -312,30 +311,18 @@ def _prepare(options: dict[str, Any], record: Record | None = None) -> Superviso
 
         supervisor.use_prompt(Prompt(options["kernel"], options.get("symbols")))
     if traces:
-        _use_tracer(supervisor, traces, options)
+        from pyvmm.trace.of_run import open_tracer  # likewise
+
+        tracer = open_tracer(
+            config,
+            *traces,
+            symbols=options["symbols"],
+            report=options["report"],
+            outputs=(options["json"], options["junit"]),
+            say=supervisor.say,
+        )
+        supervisor.use_tracer(tracer)
     return supervisor
-
-
-def _use_tracer(supervisor: Supervisor, wanted: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Have the run traced, into the files that are wanted, and for the report if one is."""
-    from pyvmm.trace.tracer import Tracer  # here, because few runs want it
-
-    traces, filters = wanted
-    config, report = supervisor.config, None
-    inputs = config.kernel, config.initrd, *(disk.path for disk in config.disks)
-    if options["report"] is not None:
-        from pyvmm.report.of_run import RunReport
-        from pyvmm.trace.config import TraceConfig
-
-        outputs = (options["json"], options["junit"], *(trace.path for trace in traces))
-        report = RunReport(options["report"], (*inputs, *outputs))
-        traces = [*traces, TraceConfig(report.trace, "jsonl")]
-    tracer = Tracer.open(
-        traces, filters, symbols=options["symbols"], inputs=inputs, say=supervisor.say
-    )
-    if report is not None:
-        tracer.on_closed = partial(report.write, supervisor.say)
-    supervisor.use_tracer(tracer)
 
 
 def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
@@ -347,11 +334,7 @@ def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
         if options["symbols"] is not None and not options["step"]:
             raise ConfigError("--symbols is for --trace, --report and --step, and none is there")
         return ()
-    from pyvmm.trace.config import (
-        STDOUT,
-        TraceConfig,
-        TraceFilter,
-    )  # here, because few runs want it
+    from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter  # only now: few runs want it
 
     traces = [TraceConfig.parse(text) for text in options["traces"]]
     if not options["serial"] and any(trace.path == STDOUT for trace in traces):

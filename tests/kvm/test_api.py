@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -282,9 +283,39 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
         {"fail_on": "("},
         {"cpus": 0},
         {"cpus": 1, "cpu_affinity": "1=0"},
+        {"trace": "t,format=xml"},
+        {"trace_filters": "kind=exit"},
     ):
         with pytest.raises(pyvmm.ConfigError):
             pyvmm.Machine(**{**talker, **wrong})  # type: ignore[arg-type]
+
+
+def test_traces_and_a_report(talker: dict[str, str], tmp_path: Path) -> None:
+    lines, text, page = tmp_path / "t.jsonl", tmp_path / "t.txt", tmp_path / "page.html"
+    with pyvmm.Machine(
+        **talker, trace=[str(lines), str(text)], trace_filters="device=serial", report=page
+    ) as vm:
+        vm.console.expect(">", LONG)
+        vm.console.send("q")
+        vm.wait(LONG)
+    events = [json.loads(line) for line in lines.read_text().splitlines()]
+    exits = [event for event in events if event.get("kind") == "exit"]
+    assert any(e["register"] == "THR" and e["value"] == ord("q") for e in exits)
+    assert {event["device"] for event in exits} == {"serial COM1"}
+    assert events[-1]["reason"] == "powered off"
+    assert "THR" in text.read_text()
+    assert page.read_text().startswith("<!")
+    assert {path.name for path in tmp_path.iterdir()} == {"t.jsonl", "t.txt", "page.html"}
+
+
+def test_a_machine_that_cannot_be_made_leaves_a_trace_alone(
+    talker: dict[str, str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text("of another run")
+    with pytest.raises(pyvmm.ImageError):
+        pyvmm.Machine(**talker, trace=str(trace), disks=["/no/such/disk"])
+    assert trace.read_text() == "of another run"
 
 
 def test_a_machine_starts_once(talker: dict[str, str]) -> None:
