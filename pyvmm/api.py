@@ -35,6 +35,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.expect import Console
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.threads import NamedThread
 from pyvmm.verdict import Expectations, Verdict, compile_patterns, is_talkative
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ class Machine:
             if self._results is not None:
                 self._results.record.start()
             self._machine.start()
-            self._minder = threading.Thread(target=self._mind, name="pyvmm-minder", daemon=True)
+            self._minder = NamedThread(target=self._mind, name="pyvmm-minder", daemon=True)
             self._minder.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

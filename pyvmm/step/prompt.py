@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
 from pyvmm.backends.streams import StreamBackend
@@ -152,11 +153,18 @@ class Prompt:
 
     @contextmanager
     def _signals(self, timeout: float | None) -> Iterator[None]:
-        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout."""
+        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout.
+
+        A signal that comes right before a wait wouldn't end it, because Python acts on signals
+        when a system call returns. So there is one every now and then."""
+        end = None if timeout is None else monotonic() + timeout
 
         def handle(number: int, _: FrameType | None) -> None:
+            if number == signal.SIGALRM:
+                if end is None or monotonic() < end:
+                    return
+                self._expired = True
             self._interrupted = True
-            self._expired = self._expired or number == signal.SIGALRM
             if self._reading:
                 raise KeyboardInterrupt
             self._stepper.interrupt()
@@ -165,8 +173,7 @@ class Prompt:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             numbers.append(signal.SIGINT)
         before = {number: signal.signal(number, handle) for number in numbers}
-        # Again and again, because one that comes before there is anything to interrupt is lost.
-        signal.setitimer(signal.ITIMER_REAL, timeout or 0, ALARM_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS, ALARM_SECONDS)
         try:
             yield
         finally:
