@@ -13,12 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from types import FrameType
 
 from pyvmm.backends.streams import StreamBackend
 from pyvmm.errors import GuestMemoryError
 from pyvmm.eventloop import EventLoop
+from pyvmm.kvm.vcpu import install_kick_handler
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
 from pyvmm.step import command
@@ -41,6 +41,7 @@ from pyvmm.step.stepper import (
     Stop,
 )
 from pyvmm.symbols import Symbols
+from pyvmm.threads import NamedThread
 
 FLUSH_SECONDS = 1.0
 """How long a stop waits for what the guest has printed before it."""
@@ -48,7 +49,8 @@ FLUSH_SECONDS = 1.0
 MAX_LINE = 4096
 """A longer line of the guest's is shown as several."""
 
-ALARM_SECONDS = 0.1
+NUDGE_SECONDS = 0.1
+"""How long a signal may go unnoticed."""
 
 DEFAULT_DISASSEMBLY = 8
 DEFAULT_BYTES = 64
@@ -155,28 +157,34 @@ class Prompt:
     def _signals(self, timeout: float | None) -> Iterator[None]:
         """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout.
 
-        A signal that comes right before a wait wouldn't end it, because Python acts on signals
-        when a system call returns. So there is one every now and then."""
-        end = None if timeout is None else monotonic() + timeout
+        A signal that comes right before a wait wouldn't end it, because Python acts on signals when
+        a system call returns. So something makes it return every now and then."""
 
         def handle(number: int, _: FrameType | None) -> None:
-            if number == signal.SIGALRM:
-                if end is None or monotonic() < end:
-                    return
-                self._expired = True
             self._interrupted = True
+            self._expired = self._expired or number == signal.SIGALRM
             if self._reading:
                 raise KeyboardInterrupt
             self._stepper.interrupt()
 
+        def nudge() -> None:
+            while not over.wait(NUDGE_SECONDS):
+                signal.pthread_kill(waiting, kick)
+
         numbers = [signal.SIGALRM]
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             numbers.append(signal.SIGINT)
+        over, waiting, kick = threading.Event(), threading.get_ident(), install_kick_handler()
+        nudger = NamedThread(target=nudge, name="pyvmm-nudge", daemon=True)
         before = {number: signal.signal(number, handle) for number in numbers}
-        signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS, ALARM_SECONDS)
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        nudger.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+        signal.setitimer(signal.ITIMER_REAL, timeout or 0)
         try:
             yield
         finally:
+            over.set()
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -221,6 +229,8 @@ class Prompt:
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
         try:
             self._reading = True
+            if self._expired:  # before there was anything to interrupt
+                raise KeyboardInterrupt
             if interactive:
                 return input(text)
             print(text, end="", flush=True)
@@ -299,6 +309,8 @@ class Prompt:
 
     def _move(self, move: Callable[[], Stop]) -> Stop | None:
         """Let the guest run. None if it was interrupted, which has been said then."""
+        if self._expired:
+            return None
         self._guest.live = True
         try:
             return move()
