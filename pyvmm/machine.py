@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import boot, layout
@@ -419,7 +419,7 @@ class Machine:
         """End the machine if it hasn't, and wait until neither a vCPU nor a disk is at work.
         The devices stay, so that the rest of their output can be fetched."""
         self.end(Reason.INTERRUPTED)
-        with self._lifecycle:
+        with self._patience(), self._lifecycle:
             self._halt()
             self.board.quiesce()
             outcome = self._outcome
@@ -428,6 +428,13 @@ class Machine:
                     outcome = outcome._replace(report=self._whereabouts())
                 if outcome.reason in (Reason.TIMEOUT, Reason.CRASH):
                     self._outcome = outcome._replace(vcpus=self._vcpu_states())
+
+    def _patience(self) -> AbstractContextManager[None]:
+        if not self.board.user_devices:
+            return nullcontext()
+        from pyvmm.user_devices.overdue import Patience  # few machines have one
+
+        return Patience(self.board.user_devices)
 
     @property
     def outcome(self) -> Outcome | None:
