@@ -120,7 +120,9 @@ def _phase(event: Event) -> tuple[str, str]:
 
 
 def _memory(event: Event) -> tuple[str, str]:
-    return "memory", f"{event['resident'] / (1 << 20):.1f} MiB of RAM in use"
+    used = event["resident"]
+    size = f"{used / (1 << 20):.1f} MiB" if used >= 1 << 20 else f"{used >> 10} KiB"
+    return "memory", f"{size} of RAM in use"
 
 
 _KINDS: dict[str, Callable[[Event], tuple[str, str]]] = {

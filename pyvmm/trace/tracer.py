@@ -65,6 +65,12 @@ class Output:
         self._lost = True
         self._say(f"the trace in {self.name} is not complete: nobody reads it")
 
+    def break_off(self, why: str | None) -> None:
+        """Nothing more is written."""
+        if not self._lost:
+            self._lost = True
+            self._say(f"the trace in {self.name} ends here: {why}")
+
     def empty(self) -> None:
         """Take out what is in the file, if it is one."""
         if self._owned and stat.S_ISREG(os.fstat(self._fd).st_mode):
@@ -79,9 +85,7 @@ class Output:
                 except BlockingIOError:  # by the flags of whoever shares our stdout
                     select.select([], [self._fd], [])
         except OSError as error:
-            if not self._lost:
-                self._lost = True
-                self._say(f"the trace in {self.name} ends here: {error.strerror}")
+            self.break_off(error.strerror)
 
     def close(self) -> None:
         if self._owned:
@@ -296,6 +300,8 @@ class Tracer:
             events.append({"ns": ns, "kind": "memory", "resident": resident})
 
     def _failed(self, error: BaseException) -> None:
+        for output in self._outputs:  # who ends the machine may have done so already
+            output.break_off(f"{type(error).__name__}: {error}")
         if self.on_error is None:
             raise error
         self.on_error(error)

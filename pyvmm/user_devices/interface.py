@@ -173,7 +173,9 @@ class _PlacedDevice(_RegisterDevice):
     """A device at an address of its own, perhaps with one of the free ISA interrupts."""
 
     default_base: int | None = None
+    """Where it is, unless ``base`` says otherwise."""
     default_irq: int | None = None
+    """Its interrupt, unless ``irq`` says otherwise; None: it has none."""
 
     def __init__(self, *, base: int | None = None, irq: int | None = None) -> None:
         super().__init__()

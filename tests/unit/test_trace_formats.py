@@ -160,6 +160,7 @@ class TestText:
             (OTHERS[5], "0.015000 doorbell virtio-rng queue 0"),
             (OTHERS[6], '0.015000 console COM1 │ say "Grüße"'),
             (OTHERS[7], "0.015000 memory 3.0 MiB of RAM in use"),
+            (OTHERS[7] | {"resident": 8192}, "0.015000 memory 8 KiB of RAM in use"),
             (OTHERS[8], "0.014000 request virtio-blk vda queue 0: read 8 sectors at 2048,"
                         " I/O error 68.1 µs"),
             (OTHERS[9], "0.014000 request virtio-net net0 queue 0: receive 60 bytes"),

@@ -187,7 +187,9 @@ def test_a_pipe_that_does_not_wait_is_waited_for() -> None:
 
 
 def test_a_bug_in_the_writer_is_told(tmp_path: Path) -> None:
-    tracer = Tracer.open([TraceConfig(str(tmp_path / "trace"))])
+    """By a line about the trace, too: the verdict may have been reached before."""
+    said: list[str] = []
+    tracer = Tracer.open([TraceConfig(str(tmp_path / "trace"))], say=said.append)
     errors: list[BaseException] = []
     tracer.on_error = errors.append
     bench = Bench()
@@ -197,6 +199,7 @@ def test_a_bug_in_the_writer_is_told(tmp_path: Path) -> None:
     tracer.close()
     bench.board.close()
     assert [type(error) for error in errors] == [KeyError]
+    assert said == [f"the trace in {tmp_path / 'trace'} ends here: KeyError: 'no such kind'"]
 
 
 def test_a_reader_that_stops_before_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
