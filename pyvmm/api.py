@@ -78,11 +78,13 @@ class VirtualCpu:
     def __init__(self, machine: parts.Machine, number: int) -> None:
         self._machine = machine
         self.number = number
+        self._closed = False
 
     def registers(self) -> dict[str, int]:
         """The general registers, ``rip`` and ``rflags``, the control registers and ``efer``, the
         segments' selectors (``cs`` …) and bases (``cs_base`` …), and the descriptor tables'
         (``gdt_base``, ``gdt_limit`` …)."""
+        _check_open(self)
         with self._machine.at_rest():
             vcpu = self._machine.vcpus[self.number].vcpu
             general, system = vcpu.get_regs(), vcpu.get_sregs()
@@ -100,6 +102,7 @@ class VirtualCpu:
     def translate(self, address: int) -> int | None:
         """The guest-physical address of a virtual one, by the vCPU's page tables; None if it isn't
         mapped."""
+        _check_open(self)
         with self._machine.at_rest():
             return self._machine.vcpus[self.number].vcpu.translate(address)
 
@@ -115,6 +118,7 @@ class VirtualCpu:
 
     def whereabouts(self) -> list[str]:
         """Where it is: at which instruction, whether it is halted, and what it did last."""
+        _check_open(self)
         from pyvmm.crash import whereabouts
 
         with self._machine.at_rest():
@@ -180,6 +184,13 @@ class Machine:
         results: Results | None = None,
     ) -> None:
         virtio = _is_virtio(console)
+        lists = {"disks": disks, "nets": nets, "devices": devices, "serial": serial, "ports": ports}
+        for option, given in lists.items():
+            _check_list(option, given)
+        if not isinstance(memory, str):
+            raise ConfigError(f"memory: {memory!r} is no text such as '512M'")
+        if not isinstance(cpus, int):
+            raise ConfigError(f"cpus: {cpus!r} is no number")
         self.config = MachineConfig.parse(
             {
                 "kernel": os.fspath(kernel),
@@ -208,7 +219,7 @@ class Machine:
                 "debug_exit": debug_exit,
             }
         )
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"timeout: {timeout} is not a positive number of seconds")
         self._timeout = timeout
         self._paused = paused
@@ -308,7 +319,7 @@ class Machine:
 
     def start(self) -> None:
         """Let the guest run (unless ``paused`` was given). Once."""
-        if self._minder is not None or self._closed:
+        if self._minder is not None or self._closed or self._over.is_set():
             raise RuntimeError("a machine starts once")
         if self._paused:
             self._machine.pause()
@@ -338,6 +349,8 @@ class Machine:
     def end(self) -> Outcome:
         """Pull the guest's plug, if it hasn't ended by itself; how it went."""
         self._end(Reason.INTERRUPTED, "by the program")
+        if self._minder is None and not self._over.is_set():
+            self._mind()  # it has never been started
         return self.wait()
 
     def close(self) -> None:
@@ -345,11 +358,13 @@ class Machine:
         if self._closed:
             return
         self._closed = True
+        for vcpu in self.vcpus:
+            vcpu._closed = True
         self._end(Reason.INTERRUPTED, "by the program")
-        if self._minder is None:
-            self._mind()
-        else:
+        if self._minder is not None:
             self._minder.join()
+        elif not self._over.is_set():
+            self._mind()
         self._consoles.close(FLUSH_SECONDS)
         self._machine.close()
         with self._typist:
@@ -357,25 +372,30 @@ class Machine:
 
     def power_button(self) -> None:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
+        _check_open(self)
         self._machine.power_button()
 
     def reset(self) -> None:
         """Reset the machine and boot it again, whatever ``on_reboot`` says. Doesn't wait."""
+        _check_open(self)
         self._machine.reset()
 
     def pause(self) -> None:
         """Stop the guest where it is. When this returns no vCPU runs and no device touches guest
         memory. Idempotent."""
+        _check_open(self)
         self._machine.pause()
 
     def resume(self) -> None:
         """Let the guest go on after :meth:`pause`."""
+        _check_open(self)
         self._machine.resume()
 
     def stepper(self, symbols: Path | None = None) -> Stepper:
         """Moves the guest by hand, one instruction or exit at a time (docs/step.md); pauses it.
         ``symbols`` is a file that names its addresses, by default the kernel. When the stepper is
         closed, :meth:`resume` lets the guest go on."""
+        _check_open(self)
         from pyvmm.step.stepper import Stepper
         from pyvmm.symbols import Symbols
 
@@ -461,6 +481,18 @@ class Machine:
                 if room.poll(min(remaining, 1.0) * 1000):
                     sent += os.write(self._keyboard, data[sent : sent + select.PIPE_BUF])
         return sent
+
+
+def _check_open(what: Machine | VirtualCpu) -> None:
+    """RuntimeError if the machine is closed: its descriptors' numbers may be another file's."""
+    if what._closed:
+        raise RuntimeError("the machine is closed")
+
+
+def _check_list(option: str, given: object) -> None:
+    """A text is a sequence, too, of letters."""
+    if isinstance(given, str | bytes | os.PathLike):
+        raise ConfigError(f"{option}: {given!r} is no list ({option}=[{given!r}])")
 
 
 def _is_virtio(console: str) -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyvmm.console_log import ConsoleLog, LogConfig
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, PyvmmError
 from pyvmm.outcome import Outcome
 from pyvmm.record import Record
 from pyvmm.results import STDOUT, Results, check_place
@@ -33,7 +33,9 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
         log = _open_log(options, files, record)
         supervisor = prepare(options, record)
         if log is not None:
-            log.on_lost = lambda error: supervisor.say(f"--log-console: {error.strerror}: no more")
+            log.on_lost = lambda error: supervisor.say(
+                f"--log-console: {log.path} ends here: {error.strerror}"
+            )
         results.config = supervisor.config
         supervisor.on_abandon = lambda outcome: _abandon(outcome, supervisor, results, record)
         outcome = supervisor.run()
@@ -46,6 +48,27 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
         supervisor.say(line)
     supervisor.report(outcome)
     return outcome.status or (FAILED if lost else 0)
+
+
+def leave_usage_error(words: list[str], sentence: str) -> None:
+    """The arguments ``words`` of ``pyvmm run`` can't be read. The result files that they name, as
+    far as they can be, get the error: no earlier run's result must pass for this one's."""
+    from pyvmm.cli.run import run
+
+    context = run.make_context(
+        "run", words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    options: dict[str, Any] = {name: value or None for name, value in context.params.items()}
+    for name in ("disks", "traces", "ports", "serial"):
+        options[name] = options[name] or ()
+    files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
+    if not files:
+        return
+    name = options["name"] or os.path.basename(options["kernel"] or "pyvmm")
+    results = Results(files, name, Record(), _inputs(options))
+    with suppress(PyvmmError):  # one complaint is enough
+        results.begin()
+        results.failed(ConfigError(sentence))
 
 
 def _abandon(outcome: Outcome, supervisor: Supervisor, results: Results, record: Record) -> None:

@@ -280,6 +280,13 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
         {"disks": ["x,nonsense=1"]},
         {"console": "tty"},
         {"timeout": -1},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"memory": 512},
+        {"cpus": "2"},
+        {"disks": "disk.raw"},
+        {"nets": "tap0"},
+        {"serial": "null"},
         {"fail_on": "("},
         {"cpus": 0},
         {"cpus": 1, "cpu_affinity": "1=0"},
@@ -316,6 +323,29 @@ def test_a_machine_that_cannot_be_made_leaves_a_trace_alone(
     with pytest.raises(pyvmm.ImageError):
         pyvmm.Machine(**talker, trace=str(trace), disks=["/no/such/disk"])
     assert trace.read_text() == "of another run"
+
+
+def test_a_machine_that_is_ended_before_it_starts(talker: dict[str, str]) -> None:
+    vm = pyvmm.Machine(**talker)
+    assert vm.end().reason is pyvmm.Reason.INTERRUPTED
+    assert vm.end() is vm.wait(LONG)
+    with pytest.raises(RuntimeError):
+        vm.start()
+    vm.close()
+
+
+def test_a_closed_machine_is_not_touched(talker: dict[str, str]) -> None:
+    """The numbers of its descriptors may be other files' by now."""
+    with pyvmm.Machine(**talker) as vm:
+        vm.console.expect(">", LONG)
+    vcpu = vm.vcpus[0]
+    for touch in (
+        *(vm.reset, vm.power_button, vm.pause, vm.resume, vm.stepper),
+        *(vcpu.registers, vcpu.whereabouts, lambda: vcpu.translate(0)),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            touch()
+    assert vcpu.recent_exits()
 
 
 def test_a_machine_starts_once(talker: dict[str, str]) -> None:

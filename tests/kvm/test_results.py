@@ -240,6 +240,25 @@ class TestRunsThatDoNotStart:
         assert (document["reason"], document["status"]) == ("usage", 2)
         assert "--memory" in files.verdict()[1]
 
+    @pytest.mark.parametrize(
+        "wrong", [["--on-reboot=never"], ["--bogus"], ["--cpus=two"], ["more"], ["--kernel"]]
+    )
+    def test_a_command_line_that_cannot_be_read(
+        self, guests: Path, files: Files, tmp_path: Path, wrong: list[str]
+    ) -> None:
+        """An earlier run's result doesn't stay; an image does."""
+        assert run(guests / "endings", *files.options, append="power-off").status == 0
+        ended = pyvmm("-k", guests / "endings", *files.options, *wrong)
+        assert ended.status == 2
+        document = files.document()
+        assert (document["reason"], document["status"]) == ("usage", 2)
+        assert ended.stderr == f"pyvmm: {document['sentence']}\n"
+        assert files.verdict() == ("error", document["sentence"])
+        disk = tmp_path / "disk"
+        disk.write_bytes(b"data" * 1024)
+        assert pyvmm("-d", disk, "--junit", disk, *wrong).status == 2
+        assert disk.read_bytes() == b"data" * 1024
+
     @pytest.mark.parametrize("option", ["--json", "--junit", "--log-console"])
     def test_an_image_is_not_overwritten(self, guests: Path, tmp_path: Path, option: str) -> None:
         disk = tmp_path / "disk"
@@ -291,6 +310,35 @@ def test_junit_among_the_console_s_output(guests: Path, tmp_path: Path) -> None:
     output = (tmp_path / "out").read_text()
     assert output.index("Kernel panic") < output.index("<testsuites")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_results_through_a_pipe(guests: Path) -> None:
+    ended = run(guests / "endings", "--junit", "/dev/stdout", append="panic")
+    assert ended.status == 3
+    assert b"<testsuites" in ended.console
+    ended = run(guests / "endings", "--json", "/dev/stderr", append="panic")
+    assert '"reason": "panic"' in ended.stderr
+
+
+def test_json_whose_reader_is_gone(guests: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = command(guests / "endings", "--json", "-", append="power-off")
+    ended = subprocess.run(
+        words, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=TIMEOUT
+    )
+    os.close(writer)
+    assert ended.returncode == 1
+    assert b"pyvmm: --json: can't write to stdout: Broken pipe\n" in ended.stderr
+
+
+def test_a_console_s_log_that_has_no_room(guests: Path) -> None:
+    """That is said; the verdict is on the guest."""
+    log = ("--log-console", "/dev/full")
+    ended = run(guests / "endings", *log, "--expect", "sheep", append="print")
+    assert ended.status == 0
+    said = "pyvmm: --log-console: /dev/full ends here: No space left on device\n"
+    assert said in ended.stderr
 
 
 def test_json_that_has_no_room(guests: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import FakeClock
 
+from pyvmm import results
 from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError, HostError, ImageError
 from pyvmm.junit import render
@@ -117,6 +119,15 @@ def test_the_phases(tmp_path: Path) -> None:
     assert 0 <= seconds["first_line"] <= seconds["init"]
     assert seconds["run"] == 2.0
     assert 0 < seconds["setup"] <= seconds["total"]
+
+
+def test_no_phase_is_longer_than_the_run(tmp_path: Path) -> None:
+    """The guest's last words are read when it has already ended."""
+    run = Run(tmp_path, "--json")
+    run.record.start()
+    run.prints(b"hello\nRun /init as init process\n")
+    seconds = run.end(Reason.POWER_OFF, seconds=0.0)["seconds"]
+    assert (seconds["first_line"], seconds["init"], seconds["run"]) == (0, 0, 0)
 
 
 def test_the_machine(tmp_path: Path) -> None:
@@ -283,6 +294,31 @@ class TestFiles:
         run.results.begin()
         assert run.results.end(Outcome(Reason.POWER_OFF), run.verdict, {}) == []
         assert Path("/dev/null").is_char_device()
+
+    def test_what_fits_through_no_door_is_written_to_the_open_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """/dev/stdout leads to a socket or a pipe; a socket can't be opened again."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            monkeypatch.setattr(results, "STREAMS", (ours.fileno(),))
+            run = Run(tmp_path, "--junit")
+            run.files["--junit"] = f"/proc/self/fd/{ours.fileno()}"
+            run.results.begin()
+            assert run.results.end(Outcome(Reason.POWER_OFF), run.verdict, {}) == []
+            assert b"<testsuites" in theirs.recv(1 << 16)
+
+    def test_a_working_directory_that_is_gone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        run = Run(tmp_path, "--json", "--junit", inputs=["kernel"])
+        run.files["--junit"] = "junit"
+        with pytest.raises(HostError, match="--junit: can't write junit: No such file"):
+            run.results.begin()
 
     def test_what_cannot_be_written_at_the_end_is_said(self, tmp_path: Path) -> None:
         run = Run(tmp_path, "--junit")
