@@ -78,11 +78,13 @@ class Server:
         while b"login: " not in self._console.read_bytes():
             self.check_alive()
             if time.monotonic() > deadline:
-                raise SoakError(f"no login prompt after {BOOT_SECONDS} s:\n{self._last_lines()}")
+                raise SoakError(f"no login prompt after {BOOT_SECONDS} s{self.last_words()}")
             time.sleep(0.2)
 
-    def _last_lines(self) -> str:
-        return "\n".join(self._console.read_text(errors="replace").splitlines()[-10:])
+    def last_words(self) -> str:
+        """What there is to see of a machine that stands still."""
+        lines = "\n".join(self._console.read_text(errors="replace").splitlines()[-10:])
+        return f"; the console's last lines:\n{lines}\npyvmm's:\n{self.said()}"
 
     def ssh(self, command: str, seconds: float = COMMAND_SECONDS) -> str:
         """Run a shell command in the guest; its output."""
@@ -103,8 +105,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.check_alive()
             raise SoakError(
-                f"not done after {seconds:g} s: {words[-1]}; the console's last lines:"
-                f"\n{self._last_lines()}"
+                f"not done after {seconds:g} s: {words[-1]}{self.last_words()}"
             ) from None
         if result.returncode:
             self.check_alive()
@@ -120,7 +121,7 @@ class Server:
         try:
             status = self._process.wait(POWER_OFF_SECONDS)
         except subprocess.TimeoutExpired:
-            raise SoakError(f"still on after {POWER_OFF_SECONDS} s") from None
+            raise SoakError(f"still on after {POWER_OFF_SECONDS} s{self.last_words()}") from None
         if status:
             raise SoakError(f"pyvmm ended with status {status}:\n{self.said()}")
         return self.said()
@@ -162,7 +163,7 @@ def _wait_for_ssh(server: Server) -> None:
     ).returncode:
         server.check_alive()
         if time.monotonic() > deadline:
-            raise SoakError(f"no ssh after {BOOT_SECONDS} s")
+            raise SoakError(f"no ssh after {BOOT_SECONDS} s{server.last_words()}")
         time.sleep(1)
     state = server.ssh("systemctl is-system-running --wait; true").strip()
     if state != "running":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.soak.pulse import Pulse
 from tests.soak.trial import COMPLAINTS, SoakError, fio_outcome, iperf_rates
 
 MB = 1_000_000
@@ -86,3 +88,9 @@ def test_what_a_kernel_may_not_say(line: str) -> None:
 
 def test_what_it_may_say() -> None:
     assert not COMPLAINTS.search("clocksource: timekeeping watchdog on CPU1: Marking clocksource")
+
+
+def test_the_pulse_ends_with_the_console(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path / "gone")
+    pulse.run()
+    assert pulse.gaps() == ""
