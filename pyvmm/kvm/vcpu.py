@@ -51,6 +51,7 @@ class Vcpu:
         try:
             self._mapping = mmap.mmap(fd, run_size)
         except OSError as error:
+            os.close(fd)
             raise HostError(f"can't map the state of vCPU {vcpu_id}: {error.strerror}") from error
         self.run_page = memoryview(self._mapping)
         self._native = ffi.new("struct pyvmm_vcpu *", {"fd": fd})
