@@ -240,6 +240,7 @@ class Machine:
         self._outcome: Outcome | None = None
         self._over = threading.Event()
         self._closed = False
+        self._told = False  # the program, of a failure
         self._minder: threading.Thread | None = None
         with ExitStack() as resources:
             resources.callback(os.close, self._keyboard)
@@ -316,6 +317,8 @@ class Machine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if kind is None and not self._told and self._machine.failure is not None:
+            raise self._machine.failure
 
     def start(self) -> None:
         """Let the guest run (unless ``paused`` was given). Once."""
@@ -342,6 +345,7 @@ class Machine:
         if not self._over.wait(timeout):
             raise TimeoutError(f"the guest has not ended within {timeout:g} s")
         if self._machine.failure is not None:
+            self._told = True
             raise self._machine.failure
         assert self._outcome is not None
         return self._outcome

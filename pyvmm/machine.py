@@ -273,7 +273,8 @@ class Machine:
             if not self._paused:
                 self._paused = True
                 self._halt()
-                self.board.pause()
+                with self.patience():
+                    self.board.pause()
 
     def resume(self) -> None:
         """Let the guest go on after :meth:`pause`."""
@@ -307,8 +308,9 @@ class Machine:
         """Have every vCPU outside the guest when this returns."""
         for thread in self.vcpus:
             thread.pause()
-        for thread in self.vcpus:
-            thread.join()
+        with self.patience():
+            for thread in self.vcpus:
+                thread.join()
 
     def _go_on(self) -> None:
         if self._started and not self._paused:
@@ -419,9 +421,10 @@ class Machine:
         """End the machine if it hasn't, and wait until neither a vCPU nor a disk is at work.
         The devices stay, so that the rest of their output can be fetched."""
         self.end(Reason.INTERRUPTED)
-        with self._patience(), self._lifecycle:
+        with self._lifecycle:
             self._halt()
-            self.board.quiesce()
+            with self.patience():
+                self.board.quiesce()
             outcome = self._outcome
             if outcome is not None and not outcome.vcpus:
                 if outcome.reason is Reason.TIMEOUT:
@@ -429,7 +432,8 @@ class Machine:
                 if outcome.reason in (Reason.TIMEOUT, Reason.CRASH):
                     self._outcome = outcome._replace(vcpus=self._vcpu_states())
 
-    def _patience(self) -> AbstractContextManager[None]:
+    def patience(self) -> AbstractContextManager[None]:
+        """For who waits for the machine's threads: no call into a user's device lasts for long."""
         if not self.board.user_devices:
             return nullcontext()
         from pyvmm.user_devices.overdue import Patience  # few machines have one

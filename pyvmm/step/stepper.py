@@ -484,8 +484,9 @@ class Stepper:
         finally:
             for thread in machine.vcpus:
                 thread.pause()
-            for thread in machine.vcpus:
-                thread.join()
+            with machine.patience():
+                for thread in machine.vcpus:
+                    thread.join()
         if not self._stops and in_time:
             self._settle()
         if machine.outcome is not None:

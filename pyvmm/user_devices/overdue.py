@@ -1,4 +1,4 @@
-"""Calls into users' devices that don't return when the machine is to end.
+"""Calls into users' devices that don't return when the machine is to pause or end.
 
 A loop without end in ``read`` or in a timer's method holds a thread that the machine has to wait
 for. Such a call is ended by an exception in its thread (Python/C API, "Initialization,

@@ -484,3 +484,22 @@ def test_a_device_that_fails(flat: Callable[[str], dict[str, str]]) -> None:
             vm.wait(LONG)
         assert vm.outcome is not None
         assert vm.outcome.reason is pyvmm.Reason.ERROR
+
+
+def test_a_device_that_fails_while_nobody_waits(flat: Callable[[str], dict[str, str]]) -> None:
+    """The end of the `with` tells it; but not instead of an error of the program's own."""
+
+    def look(then: Callable[[], None]) -> None:
+        device = Doubler(base=0x510, fails=True)
+        with pyvmm.Machine(**flat(DOUBLES), devices=[device], debug_exit=True) as vm:
+            while vm.outcome is None:
+                time.sleep(0.01)
+            then()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(pyvmm.DeviceError, match="no more"):
+        look(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        look(fail)

@@ -469,7 +469,9 @@ class TestScript:
         assert "interrupted from the prompt" in ended.stderr.splitlines()[-1]
 
     def test_quit(self, guests: Path) -> None:
-        assert script(guests / "apic", "q\ns\n").status == 130
+        ended = script(guests / "apic", "q\ns\n")
+        assert ended.status == 130
+        assert len(ended.stderr.splitlines()) == 1
 
     @pytest.mark.usefixtures("cpu_breakpoints")
     def test_symbols_registers_and_memory(self, guests: Path) -> None:

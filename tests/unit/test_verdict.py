@@ -207,6 +207,13 @@ class TestSilence:
         run.prints(b"Linux version 6.1\n")
         assert run.on(Reason.REBOOT).status == 0
 
+    def test_a_guest_that_is_moved_by_hand(self) -> None:
+        """Who left the prompt isn't told why the guest has said nothing."""
+        run = Run(talkative=True)
+        assert run.on(Reason.INTERRUPTED).report
+        run.verdict.by_hand = True
+        assert not run.on(Reason.INTERRUPTED).report
+
     def test_a_reboot_of_a_kernel_that_need_not_speak(self) -> None:
         assert Run().on(Reason.REBOOT).status == 0
 
