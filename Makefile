@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 LAB := $(VENV)/python tests/lab/lab.py
 PYTEST := $(VENV)/python -m pytest
+SIDE_BY_SIDE := -n auto --maxprocesses 4
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -47,13 +48,13 @@ lint: setup  ## style and types
 	$(VENV)/mypy --strict pyvmm
 
 unit: setup  ## tests without KVM
-	$(PYTEST) --hypothesis-profile repeatable tests/unit
+	$(PYTEST) $(SIDE_BY_SIDE) --hypothesis-profile repeatable tests/unit
 
 kvm: setup  ## tests with guests of our own
 	$(VENV)/python -m guests.asm.build
 	@$(MAKE) --silent -C guests/lessons
 	@$(VENV)/python -m guests.seabios
-	$(LAB) --needs kvm -- $(PYTEST) -p no:cacheprovider tests/kvm
+	$(LAB) --needs kvm -- $(PYTEST) $(SIDE_BY_SIDE) -p no:cacheprovider tests/kvm
 
 lab: setup  ## tests of the lab itself
 	$(PYTEST) tests/lab

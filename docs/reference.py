@@ -6,6 +6,7 @@ python docs/reference.py --check  fails if it isn't
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -14,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 
 import pyvmm
+from pyvmm.user_devices import interface
 
 PAGE = Path(__file__).parent / "api.md"
 START, END = "<!-- reference: made by docs/reference.py -->\n", "<!-- end of the reference -->"
@@ -35,6 +37,19 @@ SECTIONS = {
 }
 MADE_BY_PROGRAMS = ("Machine", "PioDevice", "MmioDevice", "PciDevice", "VirtioDevice")
 """Classes whose constructor is of interest; the others' are ours."""
+SHARED = {
+    "All devices": (
+        interface.UserDevice,
+        "What the four kinds below have in common. `lock` is held whenever the machine calls one "
+        "of a device's methods; threads and programs take it to look at the device.",
+    ),
+    "Devices with registers": (interface._RegisterDevice, "All but a VirtioDevice."),
+    "Devices at an address of their own": (
+        interface._PlacedDevice,
+        "A PioDevice or an MmioDevice.",
+    ),
+}
+"""What comes before the devices: base classes without a name of their own for users."""
 
 
 def plain(docstring: str | None) -> str:
@@ -93,11 +108,52 @@ def members(cls: type) -> Iterator[tuple[str, str]]:
             yield signature(name, member), member.__doc__ or ""
 
 
+def attributes(cls: type) -> Iterator[tuple[str, str]]:
+    """(declaration, text below it) of each public attribute in the body of ``cls``."""
+    source = inspect.getsource(cls)
+    (tree,) = ast.parse(source).body
+    assert isinstance(tree, ast.ClassDef)
+    for each, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(each, (ast.AnnAssign, ast.Assign)):
+            text = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                text = inspect.cleandoc(str(following.value.value))
+            declared = ast.get_source_segment(source, each) or ""
+            yield re.sub(r"ClassVar\[(.*)\]", r"\1", declared), text
+
+
+def describe_attributes(cls: type) -> Iterator[str]:
+    """Those with a text each with it, the others together."""
+    plain_ones = [declared for declared, text in attributes(cls) if not text]
+    if plain_ones:
+        yield "```text\n" + "\n".join(plain_ones) + "\n```"
+    for declared, text in attributes(cls):
+        if text:
+            yield f"```text\n{declared}\n```"
+            yield plain(text)
+
+
+def describe_shared() -> Iterator[str]:
+    """The reference's sections on the devices' base classes."""
+    for title, (cls, text) in SHARED.items():
+        yield f"#### {title}"
+        yield text
+        yield from describe_attributes(cls)
+        yield from describe_members(cls)
+
+
+def describe_members(cls: type) -> Iterator[str]:
+    for heading, docstring in members(cls):
+        if docstring and not docstring.startswith("For the machine"):
+            yield f"```text\n{heading}\n```"
+            yield plain(docstring)
+
+
 def describe(name: str) -> Iterator[str]:
     """The reference's section on one of the exported classes."""
     cls = getattr(pyvmm, name)
     yield f"#### {name}"
-    if name in MADE_BY_PROGRAMS and "__init__" in vars(cls):
+    if name in MADE_BY_PROGRAMS:
         yield f"```text\n{signature(name, cls.__init__)}\n```"
     fields = getattr(cls, "_fields", ())
     if fields:
@@ -107,10 +163,9 @@ def describe(name: str) -> Iterator[str]:
     if issubclass(cls, Enum):
         yield "\n".join(f"* `{name}.{each.name}`: {each.value}" for each in cls)
         return
-    for heading, docstring in members(cls):
-        if docstring and not docstring.startswith("For the machine"):
-            yield f"```text\n{heading}\n```"
-            yield plain(docstring)
+    if issubclass(cls, interface.UserDevice):
+        yield from describe_attributes(cls)
+    yield from describe_members(cls)
 
 
 def reference() -> str:
@@ -120,6 +175,8 @@ def reference() -> str:
     texts = []
     for heading, names in SECTIONS.items():
         texts.append(f"### {heading}")
+        if heading == "Devices":
+            texts += [text.strip() for text in describe_shared()]
         texts += [text.strip() for name in names for text in describe(name)]
     return "\n\n".join(filter(None, texts))
 

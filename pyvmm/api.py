@@ -35,6 +35,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.expect import Console
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, Reason
+from pyvmm.threads import NamedThread
 from pyvmm.verdict import Expectations, Verdict, compile_patterns, is_talkative
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pyvmm.device_config import DiskConfig, NetConfig
     from pyvmm.results import Results
     from pyvmm.step.stepper import Stepper
+    from pyvmm.trace.tracer import Tracer
     from pyvmm.user_devices.interface import UserDevice
 
 Path = str | os.PathLike[str]
@@ -76,11 +78,13 @@ class VirtualCpu:
     def __init__(self, machine: parts.Machine, number: int) -> None:
         self._machine = machine
         self.number = number
+        self._closed = False
 
     def registers(self) -> dict[str, int]:
         """The general registers, ``rip`` and ``rflags``, the control registers and ``efer``, the
         segments' selectors (``cs`` …) and bases (``cs_base`` …), and the descriptor tables'
         (``gdt_base``, ``gdt_limit`` …)."""
+        _check_open(self)
         with self._machine.at_rest():
             vcpu = self._machine.vcpus[self.number].vcpu
             general, system = vcpu.get_regs(), vcpu.get_sregs()
@@ -98,6 +102,7 @@ class VirtualCpu:
     def translate(self, address: int) -> int | None:
         """The guest-physical address of a virtual one, by the vCPU's page tables; None if it isn't
         mapped."""
+        _check_open(self)
         with self._machine.at_rest():
             return self._machine.vcpus[self.number].vcpu.translate(address)
 
@@ -113,6 +118,7 @@ class VirtualCpu:
 
     def whereabouts(self) -> list[str]:
         """Where it is: at which instruction, whether it is halted, and what it did last."""
+        _check_open(self)
         from pyvmm.crash import whereabouts
 
         with self._machine.at_rest():
@@ -121,8 +127,8 @@ class VirtualCpu:
 
 
 class Machine:
-    """A virtual machine with a kernel in it. The arguments are the options of ``pyvmm run``, and
-    take the same texts; where there can be several they take a sequence.
+    """A virtual machine with a kernel, or what its disk boots. The arguments are the options of
+    ``pyvmm run``, and take the same texts; where there can be several they take a sequence.
 
     ``append`` is added to the default command line; ``command_line`` replaces both. ``console``
     says which console ``vm.console`` is: the first serial port (``"serial"``) or the virtio
@@ -130,8 +136,10 @@ class Machine:
     virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
     A line that one of ``fail_on`` (regular expressions) matches ends it, too, and with
     ``fail_on_warnings`` any report by which Linux says that something in it is wrong. With
-    ``paused`` the guest doesn't run before :meth:`resume`. ``results`` are files that are written
-    at the guest's end, as the pytest plugin wants them.
+    ``paused`` the guest doesn't run before :meth:`resume`. ``trace``, ``trace_filters``,
+    ``symbols`` and ``report`` record the run as the options of these names do; the files are
+    complete when the machine is closed. ``results`` are files that are written at the guest's end,
+    as the pytest plugin wants them.
 
     Everything is opened and checked when it is made; :class:`~pyvmm.errors.PyvmmError` says what
     won't do. ``with`` starts the guest if it hasn't been, and releases everything at the end;
@@ -140,8 +148,10 @@ class Machine:
 
     def __init__(
         self,
-        kernel: Path,
+        kernel: Path | None = None,
         *,
+        flat: str | None = None,
+        firmware: Path | None = None,
         initrd: Path | None = None,
         append: Texts = (),
         command_line: str | None = None,
@@ -168,13 +178,26 @@ class Machine:
         timeout: float | None = None,
         fail_on: Texts = (),
         fail_on_warnings: bool = False,
+        trace: Texts = (),
+        trace_filters: Texts = (),
+        symbols: Path | None = None,
+        report: Path | None = None,
         paused: bool = False,
         results: Results | None = None,
     ) -> None:
         virtio = _is_virtio(console)
+        lists = {"disks": disks, "nets": nets, "devices": devices, "serial": serial, "ports": ports}
+        for option, given in lists.items():
+            _check_list(option, given)
+        if not isinstance(memory, str):
+            raise ConfigError(f"memory: {memory!r} is no text such as '512M'")
+        if not isinstance(cpus, int):
+            raise ConfigError(f"cpus: {cpus!r} is no number")
         self.config = MachineConfig.parse(
             {
-                "kernel": os.fspath(kernel),
+                "kernel": None if kernel is None else os.fspath(kernel),
+                "flat": flat,
+                "firmware": None if firmware is None else os.fspath(firmware),
                 "initrd": None if initrd is None else os.fspath(initrd),
                 "append": _texts(append) if command_line is None else (command_line,),
                 "no_default_append": command_line is not None,
@@ -200,7 +223,7 @@ class Machine:
                 "debug_exit": debug_exit,
             }
         )
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"timeout: {timeout} is not a positive number of seconds")
         self._timeout = timeout
         self._paused = paused
@@ -221,6 +244,7 @@ class Machine:
         self._outcome: Outcome | None = None
         self._over = threading.Event()
         self._closed = False
+        self._told = False  # the program, of a failure
         self._minder: threading.Thread | None = None
         with ExitStack() as resources:
             resources.callback(os.close, self._keyboard)
@@ -236,17 +260,44 @@ class Machine:
                 self._loop.close()
                 raise
             resources.callback(self._consoles.close, 0)
+            self._tracer = self._open_tracer(trace, trace_filters, symbols, report)
+            resources.callback(self._close_tracer)
             self._machine = parts.Machine(
                 self.config,
                 self._consoles.serial,
                 virtio_console=self._consoles.virtio(),
                 loop=self._loop,
                 faults=GuestFaults(LOG.warning),
+                tracer=self._tracer,
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
         self._machine.on_panic = self._verdict.pvpanic
         self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
+
+    def _open_tracer(
+        self, traces: Texts, filters: Texts, symbols: Path | None, report: Path | None
+    ) -> Tracer | None:
+        if not traces and report is None:
+            if filters or symbols is not None:
+                raise ConfigError("trace_filters and symbols go with trace or report")
+            return None
+        from pyvmm.trace.config import TraceConfig, TraceFilter  # here, because few want it
+        from pyvmm.trace.of_run import open_tracer
+
+        return open_tracer(
+            self.config,
+            [TraceConfig.parse(text) for text in _texts(traces)],
+            [TraceFilter.parse(text) for text in _texts(filters)],
+            symbols=None if symbols is None else os.fspath(symbols),
+            report=None if report is None else os.fspath(report),
+            outputs=(),
+            say=LOG.warning,
+        )
+
+    def _close_tracer(self) -> None:
+        if self._tracer is not None:
+            self._tracer.close(self._outcome)
 
     @property
     def memory(self) -> GuestMemory:
@@ -270,10 +321,12 @@ class Machine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if kind is None and not self._told and self._machine.failure is not None:
+            raise self._machine.failure
 
     def start(self) -> None:
         """Let the guest run (unless ``paused`` was given). Once."""
-        if self._minder is not None or self._closed:
+        if self._minder is not None or self._closed or self._over.is_set():
             raise RuntimeError("a machine starts once")
         if self._paused:
             self._machine.pause()
@@ -285,7 +338,7 @@ class Machine:
             if self._results is not None:
                 self._results.record.start()
             self._machine.start()
-            self._minder = threading.Thread(target=self._mind, name="pyvmm-minder", daemon=True)
+            self._minder = NamedThread(target=self._mind, name="pyvmm-minder", daemon=True)
             self._minder.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -296,6 +349,7 @@ class Machine:
         if not self._over.wait(timeout):
             raise TimeoutError(f"the guest has not ended within {timeout:g} s")
         if self._machine.failure is not None:
+            self._told = True
             raise self._machine.failure
         assert self._outcome is not None
         return self._outcome
@@ -303,6 +357,8 @@ class Machine:
     def end(self) -> Outcome:
         """Pull the guest's plug, if it hasn't ended by itself; how it went."""
         self._end(Reason.INTERRUPTED, "by the program")
+        if self._minder is None and not self._over.is_set():
+            self._mind()  # it has never been started
         return self.wait()
 
     def close(self) -> None:
@@ -310,11 +366,13 @@ class Machine:
         if self._closed:
             return
         self._closed = True
+        for vcpu in self.vcpus:
+            vcpu._closed = True
         self._end(Reason.INTERRUPTED, "by the program")
-        if self._minder is None:
-            self._mind()
-        else:
+        if self._minder is not None:
             self._minder.join()
+        elif not self._over.is_set():
+            self._mind()
         self._consoles.close(FLUSH_SECONDS)
         self._machine.close()
         with self._typist:
@@ -322,25 +380,30 @@ class Machine:
 
     def power_button(self) -> None:
         """Press it: the guest sees an ACPI event and shuts down if it cares."""
+        _check_open(self)
         self._machine.power_button()
 
     def reset(self) -> None:
         """Reset the machine and boot it again, whatever ``on_reboot`` says. Doesn't wait."""
+        _check_open(self)
         self._machine.reset()
 
     def pause(self) -> None:
         """Stop the guest where it is. When this returns no vCPU runs and no device touches guest
         memory. Idempotent."""
+        _check_open(self)
         self._machine.pause()
 
     def resume(self) -> None:
         """Let the guest go on after :meth:`pause`."""
+        _check_open(self)
         self._machine.resume()
 
     def stepper(self, symbols: Path | None = None) -> Stepper:
         """Moves the guest by hand, one instruction or exit at a time (docs/step.md); pauses it.
         ``symbols`` is a file that names its addresses, by default the kernel. When the stepper is
         closed, :meth:`resume` lets the guest go on."""
+        _check_open(self)
         from pyvmm.step.stepper import Stepper
         from pyvmm.symbols import Symbols
 
@@ -426,6 +489,18 @@ class Machine:
                 if room.poll(min(remaining, 1.0) * 1000):
                     sent += os.write(self._keyboard, data[sent : sent + select.PIPE_BUF])
         return sent
+
+
+def _check_open(what: Machine | VirtualCpu) -> None:
+    """RuntimeError if the machine is closed: its descriptors' numbers may be another file's."""
+    if what._closed:
+        raise RuntimeError("the machine is closed")
+
+
+def _check_list(option: str, given: object) -> None:
+    """A text is a sequence, too, of letters."""
+    if isinstance(given, str | bytes | os.PathLike):
+        raise ConfigError(f"{option}: {given!r} is no list ({option}=[{given!r}])")
 
 
 def _is_virtio(console: str) -> bool:

@@ -49,6 +49,7 @@ class ConsoleLog:
     """
 
     def __init__(self, config: LogConfig) -> None:
+        self.path = config.path
         self._wall = config.wall
         self.on_lost: Callable[[OSError], None] = lambda error: None
         self._started_ns = monotonic_ns()

@@ -15,6 +15,12 @@ boot that they are printed with ``earlyprintk=`` only::
 
      -- System halted                                       (arch/x86/boot/compressed/error.c)
 
+and one is the end of an initramfs, that of Debian and its relatives, which finds no root device and
+is told by ``panic=`` not to offer a shell (initramfs-tools, scripts/functions, panic())::
+
+    ALERT!  /dev/vdz does not exist.  Dropping to a shell!
+    Rebooting automatically due to panic= boot argument
+
 What is no panic is in :mod:`pyvmm.kernel_reports`. A kernel that stamps its lines with the time
 stamps all, so once a console has shown such a line, only those count as reports.
 
@@ -41,6 +47,7 @@ _PANIC = b"Kernel panic - not syncing"
 _END_OF_PANIC = b"---[ end " + _PANIC
 _EARLY_PANIC = b"PANIC: early exception"
 _HALTED = b" -- System halted"
+_INITRAMFS_PANIC = b"Rebooting automatically due to panic= boot argument"
 
 _ESCAPE = 0x1B
 _BELL = 0x07
@@ -62,7 +69,8 @@ class ConsoleWatch:
     * ``on_panic(message)``: once, with what the kernel says after "not syncing: ".
     * ``on_panic_end(message)``: once, when the kernel has printed its whole report and halts.
     * ``on_report(kind, line)``: the first line of each report that is no panic, without what
-      printk puts before it; these are looked for only if it is given. ``on_report_end()``: the line that ends many of them.
+      printk puts before it; these are looked for only if it is given. ``on_report_end()``: the
+      line that ends many of them.
 
     Callbacks run on the feeding thread. :meth:`tail` may be called from any.
     """
@@ -129,6 +137,8 @@ class ConsoleWatch:
         line = bytes(self._line)
         if line.rstrip().endswith(_HALTED):
             self._recognise_halt(line)
+        elif line.startswith(_INITRAMFS_PANIC) and not self._cut:
+            self._tell_panic(self._last_words() or "the initramfs gave up", ended=False)
         with self._lock:
             self._last_lines.append(line)
             self._line.clear()
@@ -172,11 +182,17 @@ class ConsoleWatch:
 
     def _recognise_halt(self, line: bytes | bytearray) -> None:
         """Of the decompressor, which says why in the line before, and is silent from then on."""
-        before = [_clean(line) for line in self._last_lines]
-        stamped = any(_without_printk_prefix(line)[1] for line in before)
+        stamped = any(_without_printk_prefix(_clean(each))[1] for each in self._last_lines)
         if _clean(line).strip() == _HALTED.strip() and not stamped:
-            reasons = [line.strip() for line in before if line.strip()]
-            self._tell_panic(_text(reasons[-1]) if reasons else "System halted", ended=True)
+            self._tell_panic(self._last_words() or "System halted", ended=True)
+
+    def _last_words(self) -> str:
+        """The last line that isn't empty, nor the kernel's with a time stamp."""
+        for line in reversed(self._last_lines):
+            said, stamped = _without_printk_prefix(_clean(line))
+            if said.strip() and not stamped:
+                return _text(said.strip())
+        return ""
 
     def _recognise_report(self, line: bytes, on_report: Callable[[str, str], None]) -> None:
         from pyvmm.kernel_reports import END, recognise  # only with --fail-on-warnings

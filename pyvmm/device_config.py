@@ -41,6 +41,14 @@ MIN_STATS_SECONDS = 0.1
 
 # What sub-options take, for the hint about one that isn't understood.
 _SWITCH, _TRANSPORT = "on|off", "|".join(TRANSPORTS)
+_DISK_FAULTS = {"error": "eio|enospc[@…]", "latency": "TIME", "seed": "N"}
+_NET_FAULTS = {
+    "drop": "N%[@rx|tx]",
+    "duplicate": "N%[@rx|tx]",
+    "corrupt": "N%[@rx|tx]",
+    "delay": "TIME[@rx|tx]",
+    "seed": "N",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +85,14 @@ class DiskConfig:
             "serial": "TEXT",
             "transport": _TRANSPORT,
             "bootindex": "N",
+            **_DISK_FAULTS,
         }
-        faults = None
-        if _names_one_of(text, ("error=", "latency=", "seed=")):
-            from pyvmm.fault_config import DISK_FAULT_OPTIONS, DiskFaults
-
-            known |= DISK_FAULT_OPTIONS
-            path, _ = parse_sub_options(text, "--disk", known)
-            faults = DiskFaults.parse(text, f"--disk {path}")
         path, options = parse_sub_options(text, "--disk", known)
+        faults = None
+        if options.keys() & _DISK_FAULTS.keys():
+            from pyvmm.fault_config import DiskFaults
+
+            faults = DiskFaults.parse(text, f"--disk {path}")
         readonly = parse_switch(options.get("readonly", "off"), f"--disk {path},readonly")
         transport = options.get("transport", "")
         bootindex = None
@@ -182,15 +189,14 @@ class NetConfig(NamedTuple):
             "mtu": "BYTES",
             "queues": "N",
             "transport": _TRANSPORT,
+            **_NET_FAULTS,
         }
-        faults = None
-        if _names_one_of(text, ("drop=", "duplicate=", "corrupt=", "delay=", "seed=")):
-            from pyvmm.fault_config import NET_FAULT_OPTIONS, NetFaults
-
-            known |= NET_FAULT_OPTIONS
-            source, _ = parse_sub_options(text, "--net", known)
-            faults = NetFaults.parse(text, f"--net {source}")
         source, options = parse_sub_options(text, "--net", known)
+        faults = None
+        if options.keys() & _NET_FAULTS.keys():
+            from pyvmm.fault_config import NetFaults
+
+            faults = NetFaults.parse(text, f"--net {source}")
         ifname = options.pop("ifname", "") if source == "tap" else source
         fds: tuple[int, ...] = ()
         if source.startswith("fd="):
@@ -290,10 +296,6 @@ class VsockConfig(NamedTuple):
         cid = parse_number(options["cid"], low, high, "--vsock cid")
         transport = parse_transport(options.get("transport", ""), "--vsock transport")
         return cls(cid, options["path"], transport)
-
-
-def _names_one_of(text: str, keys: tuple[str, ...]) -> bool:
-    return any(item.startswith(keys) for item in text.split(",")[1:])
 
 
 def _is_interface_name(name: str) -> bool:

@@ -21,19 +21,6 @@ MAX_SEED = 0xFFFF_FFFF
 
 _UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
-DISK_FAULT_OPTIONS = {
-    "error": "eio|enospc[@read|write|flush|discard][@sector=N..M][@PERCENT%]",
-    "latency": "TIME",
-    "seed": "N",
-}
-NET_FAULT_OPTIONS = {
-    "drop": "PERCENT%[@rx|tx]",
-    "duplicate": "PERCENT%[@rx|tx]",
-    "corrupt": "PERCENT%[@rx|tx]",
-    "delay": "TIME[@rx|tx]",
-    "seed": "N",
-}
-
 
 class DiskRule(NamedTuple):
     """Which requests fail, and how: those that are one of ``operations`` and touch a sector from

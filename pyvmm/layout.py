@@ -10,6 +10,7 @@ test suites already look there. Guest-physical memory, lowest first::
     0xC000_0000  PCI memory window
     0xE000_0000  ECAM (PCI configuration space of bus 0)
     0xE800_0000  virtio-mmio
+    0xF000_0000  nothing of ours: for devices that the user writes
     0xFEC0_0000  IOAPIC; LAPIC at 0xFEE0_0000
     0xFFFB_C000  KVM's identity-map page and TSS
     0xFFFC_0000  firmware, up to 4 GiB; its end appears in RAM below 1 MiB as well

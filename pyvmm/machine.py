@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import boot, layout
@@ -319,7 +319,8 @@ class Machine:
             if not self._paused:
                 self._paused = True
                 self._halt()
-                self.board.pause()
+                with self.patience():
+                    self.board.pause()
 
     def resume(self) -> None:
         """Let the guest go on after :meth:`pause`."""
@@ -353,8 +354,9 @@ class Machine:
         """Have every vCPU outside the guest when this returns."""
         for thread in self.vcpus:
             thread.pause()
-        for thread in self.vcpus:
-            thread.join()
+        with self.patience():
+            for thread in self.vcpus:
+                thread.join()
 
     def _go_on(self) -> None:
         if self._started and not self._paused:
@@ -467,13 +469,22 @@ class Machine:
         self.end(Reason.INTERRUPTED)
         with self._lifecycle:
             self._halt()
-            self.board.quiesce()
+            with self.patience():
+                self.board.quiesce()
             outcome = self._outcome
             if outcome is not None and not outcome.vcpus:
                 if outcome.reason is Reason.TIMEOUT:
                     outcome = outcome._replace(report=self._whereabouts())
                 if outcome.reason in (Reason.TIMEOUT, Reason.CRASH):
                     self._outcome = outcome._replace(vcpus=self._vcpu_states())
+
+    def patience(self) -> AbstractContextManager[None]:
+        """For who waits for the machine's threads: no call into a user's device lasts for long."""
+        if not self.board.user_devices:
+            return nullcontext()
+        from pyvmm.user_devices.overdue import Patience  # few machines have one
+
+        return Patience(self.board.user_devices)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -538,4 +549,5 @@ class Machine:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        self.end(Reason.ERROR, f"{type(error).__name__}: {error}")
+        kind = "" if isinstance(error, PyvmmError) else f"{type(error).__name__}: "
+        self.end(Reason.ERROR, f"{kind}{error}")

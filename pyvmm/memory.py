@@ -238,6 +238,11 @@ class GuestMemory:
                 return region.gpa + offset
         raise ValueError("not a view of guest memory")
 
+    def host_ranges(self) -> list[int]:
+        """Where RAM is in this process, for system calls that are given many addresses: the first
+        GPA of each region, the first behind it, and the address of the first."""
+        return [n for r in self.regions for n in (r.gpa, r.end, host.address_of(r.view))]
+
     def read_u8(self, gpa: int) -> int:
         return self.view(gpa, 1)[0]
 

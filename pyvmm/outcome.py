@@ -60,6 +60,10 @@ class Outcome(NamedTuple):
     reboots: int = 0
     vcpus: tuple[dict[str, Any], ...] = ()
 
+    def __repr__(self) -> str:
+        """What a failed assertion about it shows."""
+        return f"<Outcome {self.reason.name}: {self.sentence}>"
+
     @property
     def status(self) -> int:
         """The exit status of ``pyvmm run``."""

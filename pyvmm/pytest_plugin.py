@@ -234,11 +234,13 @@ class MachineFactory:
         results = self._results()
         try:
             machine = Machine(path, **options, results=results)
-        except PyvmmError as error:
+        except Exception as error:
             if results is not None:
                 results.record.close()
                 results.failed(error)
-            raise error.with_traceback(None) from None  # it says all; our insides don't matter
+            if isinstance(error, PyvmmError):  # it says all; our insides don't matter
+                raise error.with_traceback(None) from None
+            raise
         self.machines.append(machine)
         machine.start()
         return machine
@@ -308,15 +310,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if not machines or result.excinfo is not None:
         return
     report = result.get_result()
-    if not report.failed:
-        return
-    for number, machine in enumerate(machines, 1):
-        name = machine.config.boots
-        guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
-        _attach(report, machine, guest)
-        # A JUnit file has a test's output as the report on its last phase tells it.
-        title, console = report.sections[-1]
-        item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
+    if report.failed:
+        for number, machine in enumerate(machines, 1):
+            name = machine.config.boots
+            guest = f"the guest {name}" if len(machines) == 1 else f"guest {number}, {name}"
+            _attach(report, machine, guest)
+            # A JUnit file has a test's output as the report on its last phase tells it.
+            title, console = report.sections[-1]
+            item.add_report_section(report.when, title.removeprefix("Captured "), console + "\n")
+    if report.when == "teardown":
+        del item.stash[MACHINES]  # pytest keeps the items to the end
 
 
 def _attach(report: pytest.TestReport, machine: Machine, guest: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 STDOUT = "-"
+STREAMS = 1, 2  # our stdout and stderr
 
 UNFINISHED = "pyvmm did not come to an end: it was killed, or still runs"
 
@@ -57,11 +58,11 @@ class Results:
         """Check that the files can be written. Raises ConfigError for a place that isn't one, and
         HostError for one that can't be written."""
         for option, path in self._files.items():
-            if path == STDOUT and option == "--json":
-                self._places[option] = path
-            else:
-                _check(option, path, self._inputs, self._places)
-                self._places[option] = path
+            if path != STDOUT:
+                check_place(option, path, self._inputs, self._places)
+            elif option != "--json":
+                raise ConfigError(f"{option}: it takes a file's path, such as /dev/stdout")
+            self._places[option] = path
         document = self._document("unfinished", None, UNFINISHED)
         for option, path in self._places.items():
             if path != STDOUT:
@@ -78,7 +79,7 @@ class Results:
         told = outcome.reason in (Reason.DEBUG_EXIT, Reason.INTERRUPTED)
         document["value"] = outcome.value if told else None
         if self.record.setup is not None:
-            document["seconds"]["run"] = _rounded(outcome.seconds)
+            document["seconds"] |= self._phases(outcome.seconds)
         document["reboots"] = outcome.reboots
         document["panic"] = verdict.panic if outcome.reason is Reason.PANIC else None
         if verdict.match is not None and outcome.reason is not Reason.PANIC:
@@ -103,6 +104,11 @@ class Results:
         document["report"] = list(report)
         self._replace(document)
 
+    def _phases(self, run: float) -> dict[str, float | None]:
+        """The times since the guest's start. What it printed last is read when it has ended."""
+        times = {"first_line": self.record.first_line, "init": self.record.init, "run": run}
+        return {name: None if t is None else round(min(t, run), 3) for name, t in times.items()}
+
     def _replace(self, document: dict[str, Any]) -> list[str]:
         lost = []
         for option, path in self._places.items():
@@ -113,7 +119,8 @@ class Results:
                 else:
                     _write(path, _render(option, document))
             except OSError as error:
-                lost.append(f"{option}: can't write {path}: {error.strerror}")
+                place = "to stdout" if path == STDOUT else path
+                lost.append(f"{option}: can't write {place}: {error.strerror}")
         return lost
 
     def _document(self, reason: str, status: int | None, sentence: str) -> dict[str, Any]:
@@ -196,37 +203,67 @@ def _render(option: str, document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _check(option: str, path: str, inputs: Sequence[str], others: Mapping[str, str]) -> None:
-    """ConfigError unless ``path`` is a place of its own."""
+def check_place(option: str, path: str, inputs: Sequence[str], others: Mapping[str, str]) -> None:
+    """ConfigError unless ``path`` is a place of its own: none of ``inputs``, the files that the run
+    needs, and none of ``others``, which belong to options."""
     if not path:
         raise ConfigError(f"{option}: the path is empty")
-    for each in inputs:
-        with suppress(OSError):
-            if os.path.samefile(path, each):
-                raise ConfigError(f"{option}: {path} is a file that the run needs")
+    if any(_same(path, each) for each in inputs):
+        raise ConfigError(f"{option}: {path} is a file that the run needs")
     for other, taken in others.items():
-        if os.path.realpath(path) == os.path.realpath(taken):
+        if _same(path, taken):
             raise ConfigError(f"{option}: {path} is {other}'s file")
 
 
+def _same(first: str, second: str) -> bool:
+    """Whether two paths are one file, or will be."""
+    with suppress(OSError):
+        if os.path.samefile(first, second):
+            return True
+    with suppress(OSError):  # of a working directory that has been removed
+        return os.path.realpath(first) == os.path.realpath(second)
+    return first == second
+
+
 def _write(path: str, text: str, *, placeholder: bool = False) -> None:
-    """Put ``text`` at ``path``, all at once; into what is no regular file (a pipe, /dev/stdout) it
-    is written as it is, and no placeholder."""
+    """Put ``text`` at ``path``, all at once; to what is no regular file (a pipe), or one of our
+    standard streams (/dev/stdout), it is added as it is, and no placeholder."""
     data = text.encode()
-    target = os.path.realpath(path)
     try:
-        mode = os.stat(target).st_mode
+        status = os.stat(path)  # of the path as it is: /dev/stdout leads to what has no name
+        mode, stream = status.st_mode, _stream(status)
     except FileNotFoundError:
-        mode = stat.S_IFREG
-    if stat.S_ISREG(mode):
+        mode, stream = stat.S_IFREG, None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISREG(mode) and stream is None:
+        target = os.path.realpath(path)
         if os.path.exists(target) and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         _replace_file(target, data)
     elif not placeholder:
-        with open(path, "wb") as file:
-            file.write(data)
-    elif stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if stream is not None:
+            descriptor = os.dup(stream)  # opened anew, a socket fails and a file is overwritten
+        else:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY)
+        _write_all(descriptor, data)
+
+
+def _stream(status: os.stat_result) -> int | None:
+    """Our stdout or stderr, if that is what this is the status of."""
+    for fd in STREAMS:
+        with suppress(OSError):
+            if os.path.samestat(status, os.fstat(fd)):
+                return fd
+    return None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write ``data`` and close the descriptor."""
+    with open(descriptor, "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
 
 
 def _replace_file(target: str, data: bytes) -> None:
@@ -234,10 +271,7 @@ def _replace_file(target: str, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666)
     try:
-        with open(descriptor, "wb", buffering=0) as file:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) or 0 :]
+        _write_all(descriptor, data)
         os.rename(temporary, target)
     except BaseException:
         with suppress(OSError):

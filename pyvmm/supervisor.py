@@ -90,6 +90,7 @@ class Supervisor:
         """Let the terminal be ``prompt``'s, and its user move the guest; before :meth:`run`."""
         self._prompt = prompt
         self._terminal = RawMode(-1)
+        self.verdict.by_hand = True
 
     def use_tracer(self, tracer: Tracer) -> None:
         """Have ``tracer`` record the run, and close it with the verdict; before :meth:`run`."""

@@ -95,6 +95,8 @@ class Verdict:
         self._report_deadline: int | None = None
         self._pieces = 0
         self.match: Match | None = None
+        self.by_hand = False
+        """The guest is moved by somebody who knows why it says nothing."""
         """What decided the run, if it was something on a console but no panic."""
         self.watches: list[ConsoleWatch] = []
         """One for each console, in the order of :meth:`watch`."""
@@ -207,7 +209,7 @@ class Verdict:
         if outcome.reason is Reason.TIMEOUT and not outcome.detail:
             outcome = outcome._replace(detail=self._standstill(outcome))
         gave_up = outcome.reason in (Reason.TIMEOUT, Reason.INTERRUPTED)
-        if gave_up and self.silent:
+        if gave_up and self.silent and not self.by_hand:
             return _explain_silence(outcome, self._expectations.talkative)
         return outcome
 

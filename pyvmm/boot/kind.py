@@ -82,6 +82,7 @@ _MAGIC_NUMBERS = (
     (0x000, b"\xed\xab\xee\xdb", _not_a_kernel("rpm", "an RPM package", "rpm2cpio unpacks it")),
     (0x000, b"070701", _not_a_kernel("cpio", "a cpio archive", "is it the initrd?")),
     (0x000, b"070702", _not_a_kernel("cpio", "a cpio archive", "is it the initrd?")),
+    (0x000, b"version https://git-lfs", _not_a_kernel("LFS", "a Git LFS pointer", "git lfs pull")),
     (0x000, b"QFI\xfb", _not_a_kernel("qcow2", "a qcow2 disk image")),
     (0x438, b"\x53\xef", _not_a_kernel("ext4", "an ext2/3/4 file system", "is it the disk?")),
     (0x000, b"hsqs", _not_a_kernel("squashfs", "a squashfs file system", "is it the disk?")),

@@ -97,7 +97,12 @@ def main() -> None:
     try:
         status = cli.main(prog_name="pyvmm", standalone_mode=False)
     except click.UsageError as error:
-        _complain(f"{error.format_message().rstrip('.')} (see '{_command_of(error)} --help')")
+        sentence = f"{error.format_message().rstrip('.')} (see '{_command_of(error)} --help')"
+        if sys.argv[1:2] == ["run"]:
+            from pyvmm.cli.files import leave_usage_error
+
+            leave_usage_error(sys.argv[2:], sentence)
+        _complain(sentence)
         status = STATUS_USAGE
     except click.ClickException as error:
         _complain(error.format_message())

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from pyvmm.console_log import ConsoleLog, LogConfig
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, PyvmmError
 from pyvmm.outcome import Outcome
 from pyvmm.record import Record
-from pyvmm.results import STDOUT, Results
+from pyvmm.results import STDOUT, Results, check_place
 from pyvmm.supervisor import Supervisor
 
 FAILED = 1
@@ -33,7 +33,9 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
         log = _open_log(options, files, record)
         supervisor = prepare(options, record)
         if log is not None:
-            log.on_lost = lambda error: supervisor.say(f"--log-console: {error.strerror}: no more")
+            log.on_lost = lambda error: supervisor.say(
+                f"--log-console: {log.path} ends here: {error.strerror}"
+            )
         results.config = supervisor.config
         supervisor.on_abandon = lambda outcome: _abandon(outcome, supervisor, results, record)
         outcome = supervisor.run()
@@ -46,6 +48,27 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
         supervisor.say(line)
     supervisor.report(outcome)
     return outcome.status or (FAILED if lost else 0)
+
+
+def leave_usage_error(words: list[str], sentence: str) -> None:
+    """The arguments ``words`` of ``pyvmm run`` can't be read. The result files that they name, as
+    far as they can be, get the error: no earlier run's result must pass for this one's."""
+    from pyvmm.cli.run import run
+
+    context = run.make_context(
+        "run", words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    options: dict[str, Any] = {name: value or None for name, value in context.params.items()}
+    for name in ("disks", "traces", "ports", "serial"):
+        options[name] = options[name] or ()
+    files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
+    if not files:
+        return
+    name = options["name"] or os.path.basename(options["kernel"] or "pyvmm")
+    results = Results(files, name, Record(), _inputs(options))
+    with suppress(PyvmmError):  # one complaint is enough
+        results.begin()
+        results.failed(ConfigError(sentence))
 
 
 def _abandon(outcome: Outcome, supervisor: Supervisor, results: Results, record: Record) -> None:
@@ -70,24 +93,15 @@ def _open_log(options: dict[str, Any], files: dict[str, str], record: Record) ->
     if options["log_console"] is None:
         return None
     config = LogConfig.parse(options["log_console"])
-    for option, path in (*files.items(), *(("the run", path) for path in _inputs(options))):
-        if os.path.realpath(path) == os.path.realpath(config.path) or _same(path, config.path):
-            raise ConfigError(f"--log-console: {config.path} is a file of {option}'s")
+    check_place("--log-console", config.path, _inputs(options), files)
     record.log = ConsoleLog(config)
     return record.log
 
 
-def _same(first: str, second: str) -> bool:
-    try:
-        return os.path.samefile(first, second)
-    except OSError:
-        return False
-
-
 def _inputs(options: dict[str, Any]) -> list[str]:
     """What the options name that the run needs, as far as it can be told before they are parsed:
-    the guest's files, and the consoles'."""
-    found = [options["kernel"], options["initrd"]]
+    the guest's files, and those that are written by other options."""
+    found = [options["kernel"], options["initrd"], options["report"]]
     found += [text.partition(",")[0] for text in (*options["disks"], *options["traces"])]
     ports = [port.partition("=")[2] for port in options["ports"]]
     for place in (*options["serial"], *ports, (options["console"] or "").partition(",")[0]):

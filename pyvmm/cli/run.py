@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,7 +40,7 @@ FILE = click.Path(readable=False)
     metavar="FILE[,readonly=on][,serial=TEXT][,bootindex=N][,error=…][,latency=TIME][,seed=N]"
     "[,transport=…]",
     help="Raw image or block device, as /dev/vda; again for vdb and on. bootindex is its place"
-    " among those that the BIOS tries to boot. error=eio@sector=2048..4096,"
+    " among those that the BIOS tries to boot. error=eio@sector=8..15,"
     " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
 )
 @click.option(
@@ -49,11 +48,10 @@ FILE = click.Path(readable=False)
     "--net",
     "nets",
     multiple=True,
-    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,duplicate=N%]"
-    "[,corrupt=N%][,delay=TIME][,seed=N][,transport=…]",
+    metavar="TAP|fd=N[:N…][,mac=ADDRESS][,mtu=BYTES][,queues=N][,drop=N%][,seed=N][,transport=…]",
     help="A network card on the tap interface TAP, which is made if there is none and you may; or"
     " on a tap's open descriptors (fd=3, or fd=3:4 for two queues). Again for eth1 and on."
-    " drop=1%, drop=1%@rx and so on are faults to inject (docs/faults.md).",
+    " drop=1%, delay=10ms@rx and so on are faults to inject (docs/faults.md).",
 )
 @click.option(
     "--name",
@@ -276,6 +274,7 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -d disk.raw --report boot.html --timeout 60
       pyvmm run -k bzImage -i initrd.img --console stdio --port agent=unix:/tmp/agent
       pyvmm run -k bzImage -d disk.raw -n tap0 -n tap1,mac=52:54:00:12:34:56
+      pyvmm run -k bzImage -i initrd.img -d disk.raw,error=eio@5%,seed=7 -n tap0,drop=1%
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
       pyvmm run -d data.raw -d system.raw,bootindex=1
       pyvmm run -k bzImage -d disk.raw --vsock cid=3,path=/tmp/v.sock --on-reboot restart
@@ -326,31 +325,18 @@ def _prepare(options: dict[str, Any], record: Record | None = None) -> Superviso
 
         supervisor.use_prompt(Prompt(options["kernel"], options.get("symbols")))
     if traces:
-        _use_tracer(supervisor, traces, options)
+        from pyvmm.trace.of_run import open_tracer  # likewise
+
+        tracer = open_tracer(
+            config,
+            *traces,
+            symbols=options["symbols"],
+            report=options["report"],
+            outputs=(options["json"], options["junit"]),
+            say=supervisor.say,
+        )
+        supervisor.use_tracer(tracer)
     return supervisor
-
-
-def _use_tracer(supervisor: Supervisor, wanted: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Have the run traced, into the files that are wanted, and for the report if one is."""
-    from pyvmm.trace.tracer import Tracer  # here, because few runs want it
-
-    traces, filters = wanted
-    config, report = supervisor.config, None
-    disks = (disk.path for disk in config.disks)
-    inputs = config.kernel, config.firmware, config.initrd, *disks
-    if options["report"] is not None:
-        from pyvmm.report.of_run import RunReport
-        from pyvmm.trace.config import TraceConfig
-
-        outputs = (options["json"], options["junit"], *(trace.path for trace in traces))
-        report = RunReport(options["report"], (*inputs, *outputs))
-        traces = [*traces, TraceConfig(report.trace, "jsonl")]
-    tracer = Tracer.open(
-        traces, filters, symbols=options["symbols"], inputs=inputs, say=supervisor.say
-    )
-    if report is not None:
-        tracer.on_closed = partial(report.write, supervisor.say)
-    supervisor.use_tracer(tracer)
 
 
 def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
@@ -362,11 +348,7 @@ def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
         if options["symbols"] is not None and not options["step"]:
             raise ConfigError("--symbols is for --trace, --report and --step, and none is there")
         return ()
-    from pyvmm.trace.config import (
-        STDOUT,
-        TraceConfig,
-        TraceFilter,
-    )  # here, because few runs want it
+    from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter  # only now: few runs want it
 
     traces = [TraceConfig.parse(text) for text in options["traces"]]
     if not options["serial"] and any(trace.path == STDOUT for trace in traces):

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pyvmm.errors import HostError
 from pyvmm.kvm._kvm import ffi, lib
 from pyvmm.kvm.cpuid import CpuidEntry, entries_from, new_table, table_from
 from pyvmm.kvm.ioctl import check, from_plain, ioctl, ioctl_value, to_plain
@@ -47,7 +48,11 @@ class Vcpu:
         self.fd = fd
         self.id = vcpu_id
         self._xsave_size = xsave_size
-        self._mapping = mmap.mmap(fd, run_size)
+        try:
+            self._mapping = mmap.mmap(fd, run_size)
+        except OSError as error:
+            os.close(fd)
+            raise HostError(f"can't map the state of vCPU {vcpu_id}: {error.strerror}") from error
         self.run_page = memoryview(self._mapping)
         self._native = ffi.new("struct pyvmm_vcpu *", {"fd": fd})
         self._native.run = ffi.from_buffer(self._mapping)

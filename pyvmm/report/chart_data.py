@@ -41,7 +41,7 @@ def chart_data(totals: Totals) -> dict[str, Any]:
         "devices": _by_device(totals, colours, used, lambda device: device.exit_bins),
         "took": _by_device(totals, colours, used, lambda device: device.took_bins),
         "interrupts": _by_device(totals, colours, used, lambda device: device.interrupt_bins),
-        "queues": [_queue_data(queue, used) for queue in totals.ranked_queues()[:CHARTED_QUEUES]],
+        "queues": [_queue_data(queue, used) for queue in charted_queues(totals)],
         "memory": _encoded([n >> 10 for n in totals.resident_over_time[:used]]),
         "memorySize": totals.memory,
     }
@@ -74,6 +74,11 @@ def _stack(rows: Sequence[tuple[str, int, Series]], used: int) -> list[Any]:
         {"name": printable(name), "colour": colour, "bins": _encoded(bins)}
         for colour, (name, bins) in merged.items()
     ]
+
+
+def charted_queues(totals: Totals) -> list[Queue]:
+    """The busiest of those whose requests take time."""
+    return [queue for queue in totals.ranked_queues() if queue.timed][:CHARTED_QUEUES]
 
 
 def _queue_data(queue: Queue, used: int) -> dict[str, Any]:

@@ -342,7 +342,7 @@ function timelineChart(view, figure) {
     const rows = Math.floor((bottom - TOP - BAND - 4) / ROW);
     const taken = Array.from({ length: rows }, () => []);
     const free = (row, x1, x2) => taken[row].every(([a, b]) => x2 < a || x1 > b);
-    const room = Math.max(12, Math.min(48, Math.floor((chart.plotWidth * 0.55) / CHARACTER)));
+    const room = Math.max(18, Math.min(48, Math.floor((chart.plotWidth * 0.35) / CHARACTER)));
     let tried = 0;
     for (const i of ranked) {
       const [ns, text] = lines[i];

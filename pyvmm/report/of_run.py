@@ -1,15 +1,15 @@
 """The report at the end of a run: ``pyvmm run --report``.
 
 The run is traced into a file beside the page, which is read when the tracer has closed it, and then
-removed. If PyVMM itself is killed, that file stays, and ``pyvmm report`` makes a page of what is
-in it.
+removed. If PyVMM itself is killed, or the page can't be written, that file stays, and ``pyvmm
+report`` makes a page of what is in it.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from pyvmm.errors import ConfigError, HostError, PyvmmError
 
@@ -41,21 +41,27 @@ class RunReport:
 
     def write(self, say: Callable[[str], None]) -> None:
         """Write the page, if the guest ran at all, and remove the trace; ``say`` gets a line about
-        it. What goes wrong here isn't the run's failure."""
+        it. What goes wrong here isn't the run's failure, and then the trace stays."""
+        try:
+            if os.path.getsize(self.trace):
+                self._write(say)
+            os.unlink(self.trace)
+        except (PyvmmError, OSError) as error:
+            say(f"--report: {error}; the trace stays in {self.trace}")
+        except KeyboardInterrupt:
+            say(f"--report: interrupted; the trace stays in {self.trace}")
+        except Exception:  # a bug of ours, which must not take the run's verdict with it
+            traceback.print_exc()
+            say(f"--report: no page; the trace stays in {self.trace}")
+
+    def _write(self, say: Callable[[str], None]) -> None:
         from pyvmm.report import write_report
 
-        try:
-            length = os.path.getsize(self.trace)
-            if length > LONG:
-                say(f"making the report of {length >> 20} MiB of trace")
-            if length:
-                write_report(self.trace, self.output)
-                say(f"the report is in {self.output}")
-        except (PyvmmError, OSError) as error:
-            say(f"--report: {error}")
-        finally:
-            with suppress(OSError):
-                os.unlink(self.trace)
+        length = os.path.getsize(self.trace)
+        if length > LONG:
+            say(f"making the report of {length >> 20} MiB of trace")
+        write_report(self.trace, self.output)
+        say(f"the report is in {self.output}")
 
 
 def _same_file(first: str, second: str) -> bool:

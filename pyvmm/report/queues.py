@@ -35,6 +35,7 @@ class Queue:
         self.device = device
         self.number = number
         self.requests = 0
+        self.timed = 0
         self.bytes = 0
         self.failed = 0
         self.doorbells = 0
@@ -52,12 +53,16 @@ class Queue:
         return f"{self.device} queue {self.number}"
 
     def add(self, ns: int, size: int, took: int, depth: int, status: str, what: str) -> None:
-        """Count a request."""
+        """Count a request. Buffers that were given for something to come, such as a packet, have
+        no depth, and no latency: what came wasn't asked for."""
         self._bins.reach(ns)
         self.requests += 1
         self.bytes += size
-        self.took += took
         self.failed += status != "ok"
+        if not depth:
+            return
+        self.timed += 1
+        self.took += took
         if took >= self.slowest:
             self.slowest, self.slowest_what = took, what
         self.deepest = max(self.deepest, depth)
@@ -69,8 +74,8 @@ class Queue:
         histogram[number] = histogram.get(number, 0) + 1
 
     def percentile(self, percent: float) -> int:
-        """The latency in nanoseconds that so many percent of the requests didn't exceed."""
-        wanted = self.requests * percent / 100
+        """The latency in nanoseconds that so many percent of the timed requests didn't exceed."""
+        wanted = self.timed * percent / 100
         seen = 0
         for number, count in sorted(self.latencies.items()):
             seen += count

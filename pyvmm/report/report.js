@@ -73,13 +73,15 @@ class View {
       return line;
     }));
     this.tip.hidden = false;
+    // Above the chart, or below it: on the chart it would hide what it is about.
     const box = chart.svg.getBoundingClientRect();
-    const at = point || [box.left + chart.x(this.cursor) * (box.width / (chart.plotWidth + LEFT + RIGHT)), box.top + 20];
-    const room = document.documentElement.clientWidth;
-    const wide = this.tip.offsetWidth;
-    const left = at[0] + 16 + wide < room ? at[0] + 16 : Math.max(4, at[0] - 16 - wide);
-    this.tip.style.left = `${Math.min(left, room - wide - 4) + scrollX}px`;
-    this.tip.style.top = `${Math.max(4, at[1] - this.tip.offsetHeight - 12) + scrollY}px`;
+    const at = point ? point[0] : box.left + chart.x(this.cursor) * (box.width / (chart.plotWidth + LEFT + RIGHT));
+    const { offsetWidth: wide, offsetHeight: high } = this.tip;
+    const left = Math.max(4, Math.min(at - wide / 2, document.documentElement.clientWidth - wide - 4));
+    const above = box.top - high - 2;
+    const top = above >= document.getElementById("toolbar").getBoundingClientRect().bottom ? above : box.bottom + 2;
+    this.tip.style.left = `${left + scrollX}px`;
+    this.tip.style.top = `${top + scrollY}px`;
   }
 
   announce(chart) {
@@ -154,10 +156,12 @@ function pinchTo(view, chart, { a, b }, [x1, x2]) {
 }
 
 // The wheel zooms on the timeline; on other charts it scrolls the page, unless Ctrl is held (which
-// is also what a touchpad's pinch comes as).
+// is also what a touchpad's pinch comes as). Where there is nothing to zoom out of, it scrolls, too:
+// a page that is scrolled down must not be stopped by the chart below the pointer.
 function listenToWheel(view, chart, always) {
   chart.svg.addEventListener("wheel", (event) => {
-    if (!always && !event.ctrlKey) return;
+    const whole = view.to - view.from >= view.data.end;
+    if (!event.ctrlKey && (!always || (whole && event.deltaY >= 0))) return;
     event.preventDefault();
     if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
       view.move(event.deltaX / 1000);

@@ -67,12 +67,14 @@ def answers(totals: Totals) -> tuple[str, str]:
     return " ".join(time), _exits(totals)
 
 
-def ending(totals: Totals) -> str:
-    """How the run ended, in a few words."""
+def _ending(totals: Totals) -> str:
+    """How long the run took, and how it ended."""
+    took = duration(totals.end_ns)
     if totals.end is None:
-        return "the trace stops before the run's end"
+        return f"The trace stops after {took}, before the run's end."
     reason, detail = (printable(totals.end.get(name) or "") for name in ("reason", "detail"))
-    return f"{reason or 'ended'}: {detail}" if detail else reason or "ended"
+    how = ": ".join(filter(None, (reason, detail))) or "for no known reason"
+    return f"The run took {took} and ended so: {how}."
 
 
 def _time(totals: Totals) -> list[str]:
@@ -80,7 +82,7 @@ def _time(totals: Totals) -> list[str]:
     took: dict[str, int] = {}
     for segment in segments(totals):
         took[segment.phase] = took.get(segment.phase, 0) + segment.took
-    found = [f"The run took {duration(total)} and ended so: {ending(totals)}."]
+    found = [_ending(totals)]
     if not took or not total:
         return found
     names = dict(IN_A_SENTENCE)

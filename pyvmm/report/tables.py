@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pyvmm.report import summary
 from pyvmm.report.chart_data import CHARTED_QUEUES
+from pyvmm.report.queues import Queue
 from pyvmm.report.summary import duration, percent, plural, size
 from pyvmm.report.timebins import BINS, HISTOGRAM_BINS, TimeBins
 from pyvmm.report.totals import (
@@ -148,7 +149,7 @@ def _who(name: str) -> str:
 def phases(totals: Totals) -> str:
     columns = (
         Column("Phase"), Column("Took", "number"), Column("Share", "number"),
-        Column("Began at", "number"), Column("With", "wide"),
+        Column("Began at", "number"), Column("With", "wide aside"),
     )  # fmt: skip
     parts = summary.segments(totals)
     rows = [
@@ -301,14 +302,20 @@ def queues(totals: Totals) -> str:
         Column("Doorbells", "number"), Column("Failed", "number"),
     )  # fmt: skip
     rows = [
-        (queue.name, f"{queue.requests:,}", *(duration(queue.percentile(p)) for p in (50, 90, 99)),
-         duration(queue.slowest), queue.slowest_what, size(queue.bytes), queue.deepest,
-         f"{queue.doorbells:,}", f"{queue.failed:,}")
+        (queue.name, f"{queue.requests:,}", *_latencies(queue), size(queue.bytes),
+         queue.deepest or "", f"{queue.doorbells:,}", f"{queue.failed:,}")
         for queue in totals.ranked_queues()[:LISTED_QUEUES]
     ]  # fmt: skip
     return _table("Requests and their latency, by queue", columns, rows) or _nothing(
         "The trace has no virtqueue requests in it."
     )
+
+
+def _latencies(queue: Queue) -> Iterable[str]:
+    if not queue.timed:
+        return [""] * 4 + ["no latency: it came by itself"]
+    shown = (*(queue.percentile(p) for p in (50, 90, 99)), queue.slowest)
+    return [*map(duration, shown), queue.slowest_what]
 
 
 def memory(totals: Totals) -> str:
@@ -337,7 +344,7 @@ def about(totals: Totals) -> str:
 def _cuts(totals: Totals) -> list[str]:
     """What isn't on the page for want of room."""
     kept = len(totals.first_lines) + len(totals.last_lines)
-    queues = len(totals.ranked_queues())
+    queues = sum(queue.timed > 0 for queue in totals.queues.values())
     parts = len(summary.segments(totals))
     cuts = (
         (totals.lines > kept, f"Of {totals.lines:,} console lines the first "

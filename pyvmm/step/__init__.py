@@ -3,7 +3,9 @@
 * :mod:`~pyvmm.step.stepper` moves a paused machine's vCPUs and says what happened: registers
   before and after, the device that was accessed, memory that was written. No terminal in it;
 * :mod:`~pyvmm.step.cpu_state` is a vCPU's state at one moment, with the mode and flags in words;
-* :mod:`~pyvmm.step.disassembly` says in words what an instruction is, and which memory it writes;
+* :mod:`~pyvmm.step.disassembly` says what an instruction is, and which memory it writes;
+* :mod:`~pyvmm.step.breakpoints`, :mod:`~pyvmm.step.trap_flag` and :mod:`~pyvmm.step.ring3` make
+  good what KVM's own debugging lacks, here or there;
 * :mod:`~pyvmm.step.command` understands what is typed, :mod:`~pyvmm.step.screen` writes what is
   shown, and :mod:`~pyvmm.step.prompt` is the conversation.
 

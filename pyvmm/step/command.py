@@ -32,25 +32,25 @@ class Kind(NamedTuple):
 KINDS = (
     Kind(("s", "step"), "[N]", "execute an instruction, or N of them",
          "Interrupts wait meanwhile ('irq on' lets them in), and the other vCPUs stand\n"
-         "still. Of a repeated string instruction it does as much as the CPU does at once."),
+         "still. Of a repeated string instruction it does what the CPU does at once."),
     Kind(("o", "over"), "", "the same, but all of a call, an int or a rep"),
     Kind(("n", "e", "exit"), "", "run to the next exit: an access to a device",
          "It stops behind the instruction that made the access. Accesses to the interrupt\n"
-         "controllers (PIC, IOAPIC, local APIC) are no exits: they are answered inside KVM."),
+         "controllers (PIC, IOAPIC, local APIC) are no exits: KVM answers them itself."),
     Kind(("u", "until"), "ADDR", "run until ADDR is reached"),
     Kind(("c", "continue"), "[SECONDS]", "run to a breakpoint; Ctrl-C stops, too"),
     Kind(("b", "break"), "[ADDR]", "set a breakpoint at ADDR, or remove it; or list all",
-         "There are four, the CPU's debug registers, and they count on every vCPU. The guest\n"
-         "finds its own breakpoints without effect."),
-    Kind(("r", "registers"), "[all]", "registers, * before what changed; all: system's, too"),
-    Kind(("x", "examine"), "[/NFU] ADDR", "memory: N units, such as x/4g rsp, x/16b 0x7c00",
-         "Format F: x hexadecimal, d decimal, s text, i instructions. Unit U: b, h, w, g\n"
+         "There are four, the CPU's debug registers, and they count on every vCPU. The\n"
+         "guest's own breakpoints have no effect meanwhile."),
+    Kind(("r", "registers"), "[all]", "registers, * before what changed; all of them"),
+    Kind(("x", "examine"), "[/NFU] ADDR", "memory, such as x/4g rsp, x/16b 0x7c00",
+         "N units. F: x hexadecimal, d decimal, s text, i instructions. Unit U: b, h, w, g\n"
          "for 1, 2, 4, 8 bytes. The address is linear; xp takes a guest-physical one."),
     Kind(("xp",), "[/NFU] ADDR", "the same at a guest-physical address"),
     Kind(("d", "disassemble"), "[ADDR] [N]", "N instructions at ADDR, by default the next 8"),
-    Kind(("p", "print"), "ADDR", "what an expression comes to, and which symbol that is"),
+    Kind(("p", "print"), "ADDR", "what an expression comes to, and its symbol"),
     Kind(("i", "input"), "TEXT", "type TEXT and Enter at the guest's console",
-         r"\n, \r, \t, \\ and \xHH stand for characters; \c at the end leaves out Enter (\n)."),
+         r"\n, \r, \t, \e, \\ and \xHH are characters; \c at the end leaves out Enter."),
     Kind(("v", "vcpu"), "[N]", "let the commands be for vCPU N; or list all"),
     Kind(("irq",), "[on|off]", "let interrupts in while stepping, or make them wait"),
     Kind(("h", "?", "help"), "[COMMAND]", "this list, or what there is to know of a command"),

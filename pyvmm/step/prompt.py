@@ -18,18 +18,20 @@ from types import FrameType
 from pyvmm.backends.streams import StreamBackend
 from pyvmm.errors import GuestMemoryError
 from pyvmm.eventloop import EventLoop
+from pyvmm.kvm.vcpu import install_kick_handler
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
 from pyvmm.step import command
+from pyvmm.step.breakpoints import MAX_BREAKPOINTS
 from pyvmm.step.command import Command, CommandError
 from pyvmm.step.cpu_state import CpuState
 from pyvmm.step.disassembly import Disassembler, register_value
+from pyvmm.step.ring3 import CannotStep
 from pyvmm.step.screen import Screen, plain, wants_colour
 from pyvmm.step.stepper import (
     BREAKPOINT,
     ENDED,
     HALTED,
-    MAX_BREAKPOINTS,
     PAUSED,
     RESET,
     STEPPED,
@@ -39,12 +41,16 @@ from pyvmm.step.stepper import (
     Stop,
 )
 from pyvmm.symbols import Symbols
+from pyvmm.threads import NamedThread
 
 FLUSH_SECONDS = 1.0
 """How long a stop waits for what the guest has printed before it."""
 
 MAX_LINE = 4096
 """A longer line of the guest's is shown as several."""
+
+NUDGE_SECONDS = 0.1
+"""How long a signal may go unnoticed."""
 
 DEFAULT_DISASSEMBLY = 8
 DEFAULT_BYTES = 64
@@ -149,7 +155,10 @@ class Prompt:
 
     @contextmanager
     def _signals(self, timeout: float | None) -> Iterator[None]:
-        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout."""
+        """Ctrl-C interrupts what waits, for the guest or for the user; so does the timeout.
+
+        A signal that comes right before a wait wouldn't end it, because Python acts on signals when
+        a system call returns. So something makes it return every now and then."""
 
         def handle(number: int, _: FrameType | None) -> None:
             self._interrupted = True
@@ -158,14 +167,24 @@ class Prompt:
                 raise KeyboardInterrupt
             self._stepper.interrupt()
 
+        def nudge() -> None:
+            while not over.wait(NUDGE_SECONDS):
+                signal.pthread_kill(waiting, kick)
+
         numbers = [signal.SIGALRM]
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             numbers.append(signal.SIGINT)
+        over, waiting, kick = threading.Event(), threading.get_ident(), install_kick_handler()
+        nudger = NamedThread(target=nudge, name="pyvmm-nudge", daemon=True)
         before = {number: signal.signal(number, handle) for number in numbers}
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        nudger.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         signal.setitimer(signal.ITIMER_REAL, timeout or 0)
         try:
             yield
         finally:
+            over.set()
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -201,7 +220,7 @@ class Prompt:
             if wanted is not None:
                 self._repeat = None
                 self._do(wanted)
-        except (CommandError, GuestMemoryError) as error:
+        except (CommandError, CannotStep, GuestMemoryError) as error:
             show(f"{error}")
 
     def _read(self) -> str | None:
@@ -210,6 +229,8 @@ class Prompt:
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
         try:
             self._reading = True
+            if self._expired:  # before there was anything to interrupt
+                raise KeyboardInterrupt
             if interactive:
                 return input(text)
             print(text, end="", flush=True)
@@ -288,6 +309,8 @@ class Prompt:
 
     def _move(self, move: Callable[[], Stop]) -> Stop | None:
         """Let the guest run. None if it was interrupted, which has been said then."""
+        if self._expired:
+            return None
         self._guest.live = True
         try:
             return move()
@@ -310,7 +333,7 @@ class Prompt:
     def _show_stop(self, stop: Stop) -> None:
         screen, stepped = self._screen, stop.why in (STEPPED, HALTED)
         if stop.woken:
-            show("an interrupt came; the first instruction of its handler has been executed:")
+            show("an interrupt came:")
         if stepped:
             for line in screen.changes(stop.changes, stop.after):
                 show(line)

@@ -19,10 +19,11 @@ from typing import Any
 
 from pyvmm.errors import GuestMemoryError
 from pyvmm.kvm import Vcpu
-from pyvmm.memory import PAGE_SIZE, GuestMemory
+from pyvmm.memory import GuestMemory
 from pyvmm.step.cpu_state import CpuState
+from pyvmm.step.linear import LinearMemory
+from pyvmm.step.trap_flag import RFLAGS_TF
 
-RFLAGS_TF = 1 << 8
 RFLAGS_RESERVED = 1 << 1
 IRET_FLAGS = 0x25_7FD5
 """What ``iretq`` in ring 0 takes from the stack: not VM, VIF and VIP."""
@@ -53,7 +54,7 @@ class CannotStep(Exception):
 def return_to_ring_3(vcpu: Vcpu, memory: GuestMemory, before: CpuState) -> bool:
     """Do what an ``iretq`` in the state ``before`` would, if it leads to 64-bit code in ring 3;
     False if it doesn't, or if anything about it is unusual, and nothing is done then."""
-    guest = _Linear(vcpu, memory)
+    guest = LinearMemory(vcpu, memory)
     try:
         raw = guest.read(before.registers["rsp"], FRAME.size)
         rip, code, rflags, rsp, stack = FRAME.unpack(raw)
@@ -74,7 +75,7 @@ def return_to_ring_3(vcpu: Vcpu, memory: GuestMemory, before: CpuState) -> bool:
     return True
 
 
-def _segment(guest: _Linear, state: CpuState, selector: int) -> dict[str, int]:
+def _segment(guest: LinearMemory, state: CpuState, selector: int) -> dict[str, int]:
     """What is loaded with ``selector``: a segment for ring 3, in the global table. ValueError if it
     is none."""
     table = state.system["gdt"]
@@ -101,39 +102,8 @@ def _segment(guest: _Linear, state: CpuState, selector: int) -> dict[str, int]:
     }
 
 
-class _Linear:
-    """Memory by a vCPU's page tables, without a care for who may write it."""
-
-    def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
-        self._vcpu = vcpu
-        self._memory = memory
-
-    def read(self, address: int, size: int) -> bytes:
-        pieces = self._pieces(address, size)
-        return b"".join(self._memory.read(gpa, length) for gpa, length in pieces)
-
-    def write(self, address: int, data: bytes) -> None:
-        done = 0
-        for gpa, length in self._pieces(address, len(data)):
-            self._memory.write(gpa, data[done : done + length])
-            done += length
-
-    def _pieces(self, address: int, size: int) -> list[tuple[int, int]]:
-        """GPA and length of each part; pages that follow each other needn't be neighbours."""
-        found = []
-        end = address + size
-        while address < end:
-            gpa = self._vcpu.translate(address)
-            if gpa is None:
-                raise GuestMemoryError(f"the address {address:#x} is not mapped")
-            length = min(end - address, PAGE_SIZE - address % PAGE_SIZE)
-            found.append((gpa, length))
-            address += length
-        return found
-
-
 class DebugTrap:
-    """The patch, for a vCPU in the state ``before``: in place within a ``with`` statement.
+    """The patch, for a vCPU in the state ``before``: in place from :meth:`set` to :meth:`undo`.
 
     ``address`` is where the breakpoint must be. Raises CannotStep if the guest couldn't take any
     exception.
@@ -141,7 +111,7 @@ class DebugTrap:
 
     def __init__(self, vcpu: Vcpu, memory: GuestMemory, before: CpuState) -> None:
         self._vcpu = vcpu
-        self._guest = _Linear(vcpu, memory)
+        self._guest = LinearMemory(vcpu, memory)
         self._before = before
         self._saved: list[tuple[int, bytes]] = []
         system = before.system
@@ -170,7 +140,7 @@ class DebugTrap:
                 return 8 * index
         raise CannotStep("ring 3 can't be stepped here: the guest has no 64-bit code for ring 0")
 
-    def __enter__(self) -> DebugTrap:
+    def set(self) -> None:
         target = self.address
         gate = struct.pack(
             "<3HH2I",
@@ -180,9 +150,8 @@ class DebugTrap:
         self._guest.write(self._table + DEBUG_VECTOR * GATE_SIZE, gate)
         if self._own_table:
             self._set_table({"base": self._table, "limit": 2 * GATE_SIZE - 1})
-        return self
 
-    def __exit__(self, *exception: object) -> None:
+    def undo(self) -> None:
         """Put all back. If the trap was sprung, the vCPU is in ring 3 again."""
         regs, system = self._vcpu.get_regs(), self._vcpu.get_sregs()
         sprung = regs["rip"] == self.address and not system["cs"]["selector"] & 3

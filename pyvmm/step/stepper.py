@@ -13,6 +13,7 @@ time goes on for them, and what they have to say arrives as interrupts. What mov
 * everything else lets all vCPUs run, interrupts and all, and pauses all when one of them stops.
 
 KVM single-steps by the trap flag, and breakpoints are the debug registers, of which there are four.
+Where those have no effect, breakpoints are looked for step by step, by the current vCPU alone.
 The guest's own use of either is lost meanwhile. ``hlt`` is the one instruction that is carried out
 here: KVM, told to step over it, stops behind it with the vCPU still running.
 """
@@ -29,11 +30,12 @@ from typing import NamedTuple
 
 from pyvmm.bus import Bus, Range
 from pyvmm.errors import GuestMemoryError, KvmError
-from pyvmm.kvm import Vcpu
 from pyvmm.kvm._kvm import lib
 from pyvmm.kvm.system import host_has_hardware_kvm
 from pyvmm.machine import Machine
 from pyvmm.memory import PAGE_SIZE
+from pyvmm.step import breakpoints
+from pyvmm.step.breakpoints import MAX_BREAKPOINTS
 from pyvmm.step.cpu_state import RFLAGS_RF, CpuState
 from pyvmm.step.disassembly import (
     MAX_INSTRUCTION,
@@ -42,7 +44,9 @@ from pyvmm.step.disassembly import (
     Instruction,
     stack_top,
 )
-from pyvmm.step.ring3 import RFLAGS_TF, DebugTrap, return_to_ring_3
+from pyvmm.step.linear import LinearMemory
+from pyvmm.step.ring3 import DebugTrap, return_to_ring_3
+from pyvmm.step.trap_flag import clear_saved
 from pyvmm.symbols import Symbols
 from pyvmm.trace.decode import EventDecoder
 from pyvmm.trace.hooks import MAX_BURST
@@ -53,12 +57,6 @@ from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
 DEBUG_DETAIL = struct.Struct("<I4xQQQ")
 """kvm_run.debug.arch: exception, pc, dr6, dr7; pc is a linear address."""
 
-FRAME_SEARCH = 24
-"""In how many words from the stack's top the frame of an interrupt is looked for: its handler's
-first instruction may have pushed all registers."""
-
-MAX_BREAKPOINTS = 4
-DR7_FIXED = 1 << 10
 DR6_SINGLE_STEP = 1 << 14
 
 PORT, MMIO = "port", "MMIO"
@@ -114,8 +112,8 @@ class Stop(NamedTuple):
     ``why`` is one of the constants above; ``vcpu`` stopped. ``before`` and ``after`` are its state
     at the start and now. ``instruction`` is the one that was executed, if it was just one.
     ``accesses`` are those of an exit, ``writes`` the stores of one instruction, as far as its
-    operands tell. ``woken``: an interrupt ended a halt, and the first instruction of its handler
-    has been executed.
+    operands tell. ``woken``: an interrupt ended a halt. A software KVM has executed the first
+    instruction of its handler then; hardware, the whole handler and one instruction behind it.
     """
 
     why: str
@@ -201,14 +199,11 @@ class Stepper:
     def read(self, address: int, size: int, *, physical: bool = False) -> bytes:
         """Memory at a linear address by the current vCPU's page tables, or at a guest-physical
         one. GuestMemoryError where there is none."""
-        data = bytearray()
+        memory = self.machine.memory
+        if physical:
+            return memory.read(address, size)
         with self.machine.at_rest():
-            vcpu = self.machine.vcpus[self.vcpu].vcpu
-            while len(data) < size:
-                at = address + len(data)
-                length = min(size - len(data), PAGE_SIZE - at % PAGE_SIZE)
-                data += self.machine.memory.read(at if physical else _gpa(vcpu, at), length)
-        return bytes(data)
+            return LinearMemory(self.machine.vcpus[self.vcpu].vcpu, memory).read(address, size)
 
     def disassemble(self, address: int, count: int = 1) -> list[Instruction]:
         """``count`` instructions from the linear ``address`` on, in the current vCPU's mode; fewer
@@ -243,9 +238,9 @@ class Stepper:
         """Execute one instruction; of a repeated string instruction, as much as the CPU does at
         once. A halted vCPU waits for an interrupt, unless it can't get one."""
         self._interrupted = False
-        return self._step()
+        return self._step(interrupts=self.interrupts)
 
-    def _step(self) -> Stop:
+    def _step(self, *, interrupts: bool = False, timeout: float | None = None) -> Stop:
         before = self.state()
         number = self.vcpu
         if self.machine.outcome is not None:
@@ -255,7 +250,7 @@ class Stepper:
         if before.halted:
             if not before.interrupts_on:
                 return Stop(HALTED, number, before, before)
-            return self._step_over(before, None, interrupts=True)
+            return self._step_over(before, None, interrupts=True, timeout=timeout)
         instruction = next(iter(self.disassemble(before.address)), None)
         if instruction is not None and instruction.mnemonic == "hlt" and not before.ring:
             self._halt(len(instruction.code))
@@ -265,7 +260,7 @@ class Stepper:
                 vcpu = self.machine.vcpus[number].vcpu
                 if return_to_ring_3(vcpu, self.machine.memory, before):
                     return Stop(STEPPED, number, before, CpuState.of(vcpu), instruction)
-        return self._step_over(before, instruction, interrupts=self.interrupts)
+        return self._step_over(before, instruction, interrupts=interrupts, timeout=timeout)
 
     def next_exit(self, timeout: float | None = None) -> Stop:
         """Run until the current vCPU has accessed a device (or a breakpoint comes)."""
@@ -300,7 +295,7 @@ class Stepper:
         before = self.state()
         instruction = next(iter(self.disassemble(before.address)), None)
         if instruction is None or not instruction.calls or not before.running:
-            return self._step()
+            return self._step(interrupts=self.interrupts)
         number, stack = self.vcpu, before.registers["rsp"]
         while True:
             stop = self._until(instruction.next_address, timeout)
@@ -319,7 +314,12 @@ class Stepper:
         self.breakpoints.append(address)
 
     def _step_over(
-        self, before: CpuState, instruction: Instruction | None, *, interrupts: bool
+        self,
+        before: CpuState,
+        instruction: Instruction | None,
+        *,
+        interrupts: bool,
+        timeout: float | None,
     ) -> Stop:
         """Have KVM execute one instruction."""
         number = self.vcpu
@@ -329,69 +329,55 @@ class Stepper:
         control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP
         if not interrupts:
             control |= lib.KVM_GUESTDBG_BLOCKIRQ
-        if self._native_ring_3 and before.ring == 3 and before.bits == 64:
+        if self._in_native_ring_3(before):
             why = self._step_native(before, control)
         else:
-            why = self._run([self.machine.vcpus[number]], control, stop_at_access=True)
-        if why == EXIT:
+            handler = self._int_handler(instruction, before)
+            registers = breakpoints.debug_registers([] if handler is None else [handler])
+            if handler is not None:
+                control |= lib.KVM_GUESTDBG_USE_HW_BP
+            threads = [self.machine.vcpus[number]]
+            why = self._run(threads, control, registers, stop_at_access=True, timeout=timeout)
+        if why in (EXIT, BREAKPOINT):
             why = STEPPED
         stop = self._stop(why, number, before)
         if why != STEPPED:
             return stop
-        if not before.registers["rflags"] & RFLAGS_TF:
-            self._clear_trap_flag(instruction, before, stop.after)
-            stop = stop._replace(after=self.state())
+        with self.machine.at_rest():
+            vcpu = self.machine.vcpus[number].vcpu
+            guest = LinearMemory(vcpu, self.machine.memory)
+            clear_saved(vcpu, guest, instruction, before, stop.after)
+            stop = stop._replace(after=CpuState.of(vcpu))
         writes = self._written(ranges, before, stop.after)
         return stop._replace(instruction=instruction, writes=writes, woken=before.halted)
 
-    def _clear_trap_flag(
-        self, instruction: Instruction | None, before: CpuState, after: CpuState
-    ) -> None:
-        """KVM's single step is the CPU's, by the trap flag. What saves the flags meanwhile saves
-        that, too, and the guest would be trapped by it later: clear it there."""
-        mnemonic = "" if instruction is None else instruction.mnemonic
-        if mnemonic == "syscall":
-            with self.machine.at_rest():
-                vcpu = self.machine.vcpus[self.vcpu].vcpu
-                regs = vcpu.get_regs()
-                vcpu.set_regs({**regs, "r11": regs["r11"] & ~RFLAGS_TF})
-            return
-        top = stack_top(after)
-        if mnemonic.startswith("pushf"):
-            self._clear_bit_8(top)
-        elif instruction is None or _went_elsewhere(instruction, after):
-            size = after.bits // 8
-            try:
-                stack = self.read(top, FRAME_SEARCH * size)
-            except GuestMemoryError:
-                return
-            words = [
-                int.from_bytes(stack[start : start + size], "little")
-                for start in range(0, len(stack), size)
-            ]
-            for index in range(FRAME_SEARCH - 2):
-                rip, code = words[index], words[index + 1]
-                came_from = 0 <= rip - before.rip <= MAX_INSTRUCTION
-                if came_from and code & 0xFFFF == before.system["cs"]["selector"]:
-                    self._clear_bit_8(top + (index + 2) * size)
-                    return
-
-    def _clear_bit_8(self, address: int) -> None:
-        """Of the saved flags at a linear address: the trap flag."""
+    def _int_handler(self, instruction: Instruction | None, state: CpuState) -> int | None:
+        """Where an ``int`` leads: single-stepping, hardware stops only behind its ``iret``."""
+        if self._native_ring_3 or instruction is None or instruction.mnemonic != "int":
+            return None
+        if not breakpoints.they_work():
+            return None
+        vector = instruction.code[-1]
         with self.machine.at_rest():
-            gpa = _gpa(self.machine.vcpus[self.vcpu].vcpu, address + 1)
-            memory = self.machine.memory
-            memory.write(gpa, bytes([memory.read(gpa, 1)[0] & ~(RFLAGS_TF >> 8)]))
+            vcpu = self.machine.vcpus[self.vcpu].vcpu
+            guest = LinearMemory(vcpu, self.machine.memory)
+            return breakpoints.handler_of(guest, state, vector)
 
     def _step_native(self, before: CpuState, control: int) -> str:
         """Where KVM doesn't single-step ring 3."""
         thread = self.machine.vcpus[self.vcpu]
         with self.machine.at_rest():
             trap = DebugTrap(thread.vcpu, self.machine.memory, before)
-        with trap:
-            control |= lib.KVM_GUESTDBG_USE_HW_BP
-            registers = [trap.address, 0, 0, 0, 0, 0, 0, DR7_FIXED | 1]
+            vcpu = thread.vcpu
+            trap.set()
+        control |= lib.KVM_GUESTDBG_USE_HW_BP
+        registers = breakpoints.debug_registers([trap.address])
+        try:
             why = self._run([thread], control, registers, stop_at_access=True)
+        finally:
+            with self.machine.at_rest():
+                if thread.vcpu is vcpu:  # else there was a reset, and no trace of this is left
+                    trap.undo()
         return STEPPED if why == BREAKPOINT else why
 
     def _go(self, timeout: float | None, *, stop_at_access: bool = False) -> Stop:
@@ -399,7 +385,7 @@ class Stepper:
         number, before = self.vcpu, self.state()
         if self.machine.outcome is not None:
             return Stop(ENDED, number, before, before)
-        if self._native_ring_3 and self.breakpoints and before.ring == 3 and before.bits == 64:
+        if self.breakpoints and (self._in_native_ring_3(before) or not breakpoints.they_work()):
             stop = self._search(timeout, stop_at_access)
             if stop is not None:
                 return stop._replace(before=before)
@@ -424,45 +410,46 @@ class Stepper:
             if self._reached(each, number, before):
                 self.vcpu = each
                 return self._stop(BREAKPOINT, each, before)._replace(accesses=accesses)
-        control, registers = self._breakpoint_control()
+        control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_USE_HW_BP if self.breakpoints else 0
         why = self._run(
             self.machine.vcpus,
             control,
-            registers,
+            breakpoints.debug_registers(self.breakpoints),
             stop_at_access=stop_at_access,
             timeout=timeout,
         )
         return self._stop(why, number, before)
 
+    def _in_native_ring_3(self, state: CpuState) -> bool:
+        """Whether it is where a software KVM minds neither single steps nor breakpoints."""
+        return self._native_ring_3 and state.ring == 3 and state.bits == 64
+
     def _search(self, timeout: float | None, stop_at_access: bool) -> Stop | None:
-        """Where breakpoints have no effect in ring 3: look for them step by step. None if it is
-        left without having met one."""
+        """Where breakpoints have no effect, be it in ring 3 or at all: look for them step by step,
+        on the current vCPU alone. None if ring 3 is left without having met one, and they have an
+        effect there."""
         end = None if timeout is None else monotonic() + timeout
+        everywhere = not breakpoints.they_work()
         while True:
-            stop = self._step()
+            left = None if end is None else end - monotonic()
+            stop = self._step(interrupts=everywhere, timeout=left)
+            if stop.why == HALTED and everywhere and stop.after.interrupts_on:
+                continue
             if stop.why != STEPPED:
                 return stop
             if stop.accesses and stop_at_access:
                 return stop._replace(why=EXIT)
             if stop.after.address in self.breakpoints:
                 return stop._replace(why=BREAKPOINT)
-            if stop.after.ring != 3:
+            if not everywhere and stop.after.ring != 3:
                 return None
-            if end is not None and monotonic() >= end:
+            if left is not None and left <= 0:
                 return stop._replace(why=TIMEOUT)
 
     def _reached(self, vcpu: int, current: int, before: CpuState) -> bool:
         state = self.state(vcpu)
         moved = vcpu == current and state.address != before.address
         return moved and state.running and state.address in self.breakpoints
-
-    def _breakpoint_control(self) -> tuple[int, list[int]]:
-        if not self.breakpoints:
-            return 0, [0] * 8
-        enabled = sum(1 << 2 * index for index in range(len(self.breakpoints)))
-        registers = (self.breakpoints + [0] * MAX_BREAKPOINTS)[:MAX_BREAKPOINTS]
-        control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_USE_HW_BP
-        return control, [*registers, 0, 0, 0, DR7_FIXED | enabled]
 
     def _run(
         self,
@@ -497,8 +484,9 @@ class Stepper:
         finally:
             for thread in machine.vcpus:
                 thread.pause()
-            for thread in machine.vcpus:
-                thread.join()
+            with machine.patience():
+                for thread in machine.vcpus:
+                    thread.join()
         if not self._stops and in_time:
             self._settle()
         if machine.outcome is not None:
@@ -634,14 +622,6 @@ class Stepper:
         thread.pause()  # it enters KVM once more, which completes the instruction, and no further
 
 
-def _went_elsewhere(instruction: Instruction, after: CpuState) -> bool:
-    """Whether an exception or interrupt explains where the vCPU is, and its operation doesn't."""
-    if instruction.mnemonic.startswith("int"):
-        return True
-    known = (instruction.address, instruction.next_address)
-    return not instruction.jumps and after.address not in known
-
-
 def _port_details(page: memoryview) -> Details:
     direction, size, port, count = PIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
     data = bytes(page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count])
@@ -652,10 +632,3 @@ def _mmio_details(page: memoryview) -> Details:
     address, size, is_write = MMIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
     start = lib.RUN_DETAIL + 8
     return Details(MMIO, bool(is_write), address, size, bytes(page[start : start + size]))
-
-
-def _gpa(vcpu: Vcpu, address: int) -> int:
-    gpa = vcpu.translate(address & (1 << 64) - 1)
-    if gpa is None:
-        raise GuestMemoryError(f"the address {address:#x} is not mapped")
-    return gpa

@@ -1,8 +1,7 @@
 """From what the hooks noted to the events of a trace.
 
-An :class:`Access` to a device is explained by a decoder: a function from offset, size, value and
-direction to the device's name, the register's and what the value means. A decoder sees all accesses
-in their order, because what one means may depend on another before it.
+What an access means is a decoder's business (:mod:`pyvmm.trace.parts`). Which one it is was looked
+up by the vCPU's thread, because where a device is can change.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm import layout
 from pyvmm.console_watch import plain_text
-from pyvmm.devices.pci import Register
 from pyvmm.trace import hooks
-from pyvmm.trace.names import sentence
-from pyvmm.trace.requests import device_names
+from pyvmm.trace.parts import Decoder, board_decoders, wire_names
 from pyvmm.vcpu import EXIT_REASONS
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from pyvmm.symbols import Symbols
     from pyvmm.trace.recorder import Record
 
-Decoder = Callable[[int, int, int, bool], tuple[str, str, str]]
 Event = dict[str, Any]
 
 MAX_MEANINGS = 4
@@ -57,16 +53,28 @@ _ABSENT = (
 """What a PC may have at ports that nobody has claimed here, so what a guest is looking for."""
 
 
+_OPTIONAL = {layout.DEBUG_CONSOLE: "--debug-console", layout.DEBUG_EXIT: "--debug-exit"}
+
+
+def absent_ports() -> dict[int, str]:
+    """What isn't at a port but might be."""
+    found = {
+        port: f"a PC's {what}" for first, last, what in _ABSENT for port in range(first, last + 1)
+    }
+    return found | {port: f"without {option}" for port, option in _OPTIONAL.items()}
+
+
 class EventDecoder:
     """Makes events of records. ``start_ns`` is the time that counts as 0."""
 
     def __init__(self, start_ns: int, symbols: Symbols | None = None) -> None:
         self._start = start_ns
         self._symbols = symbols
+        self._board: Board | None = None
         self._decoders: dict[int, Decoder] = {}
         self._handlers: list[object] = []  # they stay, so that their ids are nobody else's
         self._wires: dict[int, str] = {}
-        self._absent = {p: what for first, last, what in _ABSENT for p in range(first, last + 1)}
+        self._absent = absent_ports()
         self._console_came = self._init_came = self._shutdown_came = False
         self._kinds: dict[int, Callable[..., Iterator[Event]]] = {
             hooks.PIO: self._access,
@@ -82,11 +90,16 @@ class EventDecoder:
 
     def attach(self, board: Board) -> None:
         """Learn what is where."""
+        self._board = board
+        self._wires = wire_names(board)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The registers are as at power-on, so decoders must be."""
         self._handlers, self._decoders = [], {}
-        for handler, decoder in board_decoders(board):
+        for handler, decoder in () if self._board is None else board_decoders(self._board):
             self._handlers.append(handler)
             self._decoders[id(handler)] = decoder
-        self._wires = wire_names(board)
 
     def events(self, record: Record) -> Iterator[Event]:
         """What a record stands for: an event, and perhaps the phase that begins with it."""
@@ -111,9 +124,9 @@ class EventDecoder:
         event = self._exit(start, vcpu, rip, "IO" if kind == hooks.PIO else "MMIO")
         number = value if isinstance(value, int) else int.from_bytes(value[:size], "little")
         if found is None:
-            what = self._absent.get(address) if kind == hooks.PIO else None
+            what = self._absent.get(address, "") if kind == hooks.PIO else ""
             device, register = "", "port" if kind == hooks.PIO else "memory"
-            meaning = f"{NOBODY} (a PC's {what})" if what else NOBODY
+            meaning = f"{NOBODY} ({what})" if what else NOBODY
         elif isinstance(value, int):
             device, register, meaning = self._explain(found, address, size, number, bool(write))
         else:
@@ -246,6 +259,7 @@ class EventDecoder:
 
     def _phase(self, _: int, ns: int, phase: str, detail: str) -> Iterator[Event]:
         if phase == "reset":  # all begins anew
+            self._forget()
             self._console_came = self._init_came = self._shutdown_came = False
         elif phase == "shutdown":
             self._shutdown_came = True
@@ -253,109 +267,3 @@ class EventDecoder:
 
     def _phase_event(self, ns: int, phase: str, detail: str) -> Event:
         return {"ns": max(0, ns - self._start), "kind": "phase", "phase": phase, "detail": detail}
-
-
-# What is on a board.
-
-
-def board_decoders(board: Board) -> Iterator[tuple[object, Decoder]]:
-    """The decoder of each window that a bus may find, with the object that answers there."""
-    from pyvmm.trace import cmos, debug, i8042, pit, power, serial
-
-    keyboard, acpi = i8042.I8042Decoder("i8042"), power.PowerDecoder("ACPI")
-    known: dict[str, Decoder] = {
-        "PIT": pit.PitDecoder("PIT"),
-        "PIT gate": pit.PortBDecoder("PIT gate"),
-        "CMOS": cmos.CmosDecoder("RTC"),
-        "i8042 data": keyboard.data,
-        "i8042 command": keyboard.command,
-        "system control port A": power.PortADecoder("system control"),
-        "PM1a event": acpi.event,
-        "PM1a control": acpi.control,
-        "PM timer": acpi.timer,
-        "pvpanic": debug.pvpanic,
-        "POST": debug.post,
-        "delay": debug.delay,
-        "debug console": debug.debug_console,
-        "debug exit": debug.debug_exit,
-    }
-    for found in board.pio.ranges():
-        if found.name.startswith("serial COM"):
-            yield found.handler, serial.SerialDecoder(found.name)
-        elif found.name in known:
-            yield found.handler, known[found.name]
-    yield from _pci_decoders(board)
-    yield from _mmio_decoders(board)
-
-
-def _pci_decoders(board: Board) -> Iterator[tuple[object, Decoder]]:
-    from pyvmm.trace import pci
-
-    functions, names = board.pci.functions(), pci_names(board)
-    space = pci.ConfigSpaceDecoder(functions, names)
-    ports, ecam = pci.ConfigPortsDecoder(space), pci.EcamDecoder(space)
-    for found in board.pio.ranges():
-        if found.base == layout.PCI_CONFIG:
-            yield found.handler, ports
-    yield board.pci.ecam, ecam
-    virtio = {id(transport): transport for transport in board.virtio}
-    for devfn, function in functions.items():
-        for bar in function.bars.values():
-            if bar.handler is function.msix:
-                yield bar.handler, pci.MsixDecoder(names[devfn])
-            elif id(function) in virtio:
-                from pyvmm.trace.virtio import VirtioPciDecoder
-
-                yield bar.handler, VirtioPciDecoder(names[devfn], virtio[id(function)].device)
-
-
-def _mmio_decoders(board: Board) -> Iterator[tuple[object, Decoder]]:
-    behind_pci = {id(function) for function in board.pci.functions().values()}
-    names = virtio_names(board)
-    for transport in board.virtio:
-        if id(transport) not in behind_pci:
-            from pyvmm.trace.virtio import VirtioMmioDecoder
-
-            yield transport, VirtioMmioDecoder(names[id(transport)], transport.device)
-
-
-def virtio_names(board: Board) -> dict[int, str]:
-    """The names of the virtio devices, by the id of their transports."""
-    names = device_names([transport.device for transport in board.virtio])
-    return {id(transport): name for transport, name in zip(board.virtio, names, strict=True)}
-
-
-def pci_names(board: Board) -> dict[int, str]:
-    """The names of the PCI functions, by devfn."""
-    names = virtio_names(board)
-    for attachment in board.user_devices:
-        names[id(getattr(attachment, "function", None))] = attachment.name
-    functions = board.pci.functions().items()
-    return {devfn: names.get(id(function), "host bridge") for devfn, function in functions}
-
-
-def wire_names(board: Board) -> dict[int, str]:
-    """Whose interrupts arrive at each GSI."""
-    owners: dict[int, list[str]] = {
-        layout.PIT_IRQ: ["PIT"],
-        layout.KEYBOARD_IRQ: ["i8042 keyboard"],
-        layout.MOUSE_IRQ: ["i8042 mouse"],
-        layout.RTC_IRQ: ["RTC"],
-        layout.SCI_IRQ: ["ACPI"],
-    }
-    for number, gsi in zip(range(len(board.serial_ports)), layout.SERIAL_IRQS, strict=False):
-        owners.setdefault(gsi, []).append(f"serial COM{number + 1}")
-    names, functions = pci_names(board), board.pci.functions()
-    for devfn, function in functions.items():
-        if function.config[Register.INTERRUPT_PIN]:
-            gsi = function.config[Register.INTERRUPT_LINE]  # by the bus, as firmware would
-            owners.setdefault(gsi, []).append(names[devfn])
-    for attachment in board.user_devices:
-        irq = getattr(attachment.device, "irq_number", None)
-        if irq is not None:
-            owners.setdefault(irq, []).append(attachment.name)
-    behind_pci = {id(function) for function in functions.values()}
-    in_slots = [name for key, name in virtio_names(board).items() if key not in behind_pci]
-    for slot, name in zip(board.mmio_slots, in_slots, strict=True):
-        owners.setdefault(slot.gsi, []).append(name)
-    return {gsi: sentence(names) for gsi, names in owners.items()}

@@ -20,7 +20,8 @@ from pyvmm.kvm._kvm import lib
 from pyvmm.trace.recorder import CAPACITY, Recorder
 from pyvmm.trace.requests import Describe
 from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, GuestCrash, Handlers, data_views
-from pyvmm.virtio.queue import Buffers, Chain, Virtqueue
+from pyvmm.virtio.queue import Chain, Virtqueue
+from pyvmm.virtio.queue_buffers import Buffers
 
 PIO, MMIO, OTHER, LINE, MSI, DOORBELL, REQUEST, CONSOLE, PHASE = range(9)
 
@@ -145,8 +146,7 @@ def trace_line(recorder: Recorder, gsi: int, line: IrqLine) -> IrqLine:
 
 
 class TracedMsi:
-    """A :class:`~pyvmm.interrupts.MsiController` whose vectors record that they are fired.
-    ``vectors`` are all that there are, in the order in which they were made."""
+    """A :class:`~pyvmm.interrupts.MsiController` whose vectors record that they are fired."""
 
     def __init__(self, recorder: Recorder, controller: MsiController) -> None:
         self._recorder = recorder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import lru_cache
 
 
 def constants(*classes: type) -> dict[int, str]:
@@ -16,13 +17,20 @@ def constants(*classes: type) -> dict[int, str]:
     return found
 
 
-def single_bits(*classes: type) -> dict[int, str]:
+class Bits(dict[int, str]):
+    """The names of bits. Its own kind of dict, because what is said of a value is remembered."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def single_bits(*classes: type) -> Bits:
     """The name of each bit; masks of several bits have none."""
     found = constants(*classes)
-    return {bit: found[bit] for bit in sorted(found) if bit and not bit & (bit - 1)}
+    return Bits({bit: found[bit] for bit in sorted(found) if bit and not bit & (bit - 1)})
 
 
-def flags(bits: Mapping[int, str], value: int, nothing: str = "none") -> str:
+@lru_cache(1 << 10)
+def flags(bits: Bits, value: int, nothing: str = "none") -> str:
     """The names of the bits that are set, and as a number those that have none."""
     words = [name for bit, name in bits.items() if value & bit]
     rest = value & ~sum(bits)
@@ -34,6 +42,11 @@ def flags(bits: Mapping[int, str], value: int, nothing: str = "none") -> str:
 def sentence(words: Iterable[str]) -> str:
     """Those that aren't empty, with commas between."""
     return ", ".join(word for word in words if word)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 byte``, ``14 bytes``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def character(value: int) -> str:

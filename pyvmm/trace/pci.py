@@ -16,7 +16,7 @@ from pyvmm.devices.pci import (
     Register,
     Status,
 )
-from pyvmm.trace.names import constants, flags, single_bits
+from pyvmm.trace.names import constants, counted, flags, sentence, single_bits
 from pyvmm.trace.power import reset_control
 from pyvmm.virtio.pci_transport import VIRTIO_VENDOR, PciCapability
 
@@ -66,10 +66,12 @@ class ConfigSpaceDecoder:
     def decode(
         self, bus: int, devfn: int, offset: int, size: int, value: int, write: bool
     ) -> tuple[str, str, str]:
-        device = f"pci {address_name(bus, devfn)}"
+        where = address_name(bus, devfn)
         function = self._functions.get(devfn) if bus == 0 else None
-        if function is None:
-            return device, register_name(offset), "" if write else "no function there"
+        if function is None:  # a guest looks at 256 of these, which aren't as many devices
+            meaning = "" if write else "no function there"
+            return "pci", f"{where} {register_name(offset)}", meaning
+        device = f"pci {where}"
         if offset >= CONFIG_SPACE_SIZE:
             return device, f"config {offset:#x}", "no extended configuration space"
         if offset >= Register.DEVICE_SPECIFIC:
@@ -143,12 +145,13 @@ def _capability_register(
         name = _CAPABILITIES.get(found, f"capability {found:#04x}")
     field = _COMMON_FIELDS.get(within) or _FIELDS.get(found, {}).get(within) or f"+{within}"
     if within == 0:
-        return f"{name} {field}", _CAPABILITIES.get(value & 0xFF, "")
+        following = f"next at {value >> 8 & 0xFF:#x}" if size > 1 and value >> 8 & 0xFF else ""
+        return f"{name} {field}", sentence((_CAPABILITIES.get(value & 0xFF, ""), following))
     if found == CapabilityId.MSI_X and offset <= start + 2 < offset + size:
         control = value >> 8 * (start + 2 - offset) & 0xFFFF
-        vectors = (control & 0x7FF) + 1
+        vectors = counted((control & 0x7FF) + 1, "vector")
         words = flags(_MESSAGE_CONTROL, control & ~0x7FF, "off")
-        return f"{name} {field}", f"{vectors} vectors, {words}"
+        return f"{name} {field}", f"{vectors}, {words}"
     return f"{name} {field}", ""
 
 

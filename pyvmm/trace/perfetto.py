@@ -4,10 +4,11 @@
 that a trace which was cut off opens, too. Times are in microseconds.
 
 There is a track for each vCPU, on which its exits lie, one for each device, with the same exits and
-the interrupts that it raises, and one for each virtqueue with its requests, as asynchronous slices
-because they overlap. Consoles and the run's phases have tracks of their own; queue depth and memory
-are counters. Exits that several vCPUs cause at one device can overlap, so there is a track for each
-of them.
+the interrupts that it raises, and one for each virtqueue with its requests. Consoles and the run's
+phases have tracks of their own; queue depth and memory are counters.
+
+Slices on a track must not overlap. So a device has a track for each vCPU that accesses it, and a
+queue as many as it has requests in flight at different times.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Perfetto:
         self._tracks: dict[tuple[int, str], int] = {}
         self._new: list[Event] = []
         self._exit_tracks: dict[tuple[int, str], tuple[int, int, str]] = {}
-        self._requests = 0
+        self._lanes: dict[str, list[tuple[int, int]]] = {}
         self._phase = ""
         self._kinds: dict[str, Callable[[Event], Iterator[Event]]] = {
             "interrupt": self._interrupt,
@@ -140,17 +141,26 @@ class Perfetto:
         yield self._slice(event, "i", QUEUES, track, "doorbell") | {"s": "t"}
 
     def _request(self, event: Event) -> Iterator[Event]:
-        track = f"{event['device']} queue {event['queue']}"
+        queue = f"{event['device']} queue {event['queue']}"
+        start, end = event["ns"], event["ns"] + event["took"]
+        track = self._lane(queue, start, end)
         args = {key: event[key] for key in ("bytes", "depth", "status")}
-        self._requests += 1
-        identity = {"cat": track, "id": self._requests, "tid": self._track(QUEUES, track)}
-        both = {"name": event["what"], "pid": QUEUES, **identity}
-        end = event["ns"] + event["took"]
-        yield {"ph": "b", "ts": event["ns"] / 1000, **both, "args": args}
-        yield {"ph": "e", "ts": end / 1000, **both}
+        more = {"dur": event["took"] / 1000, "args": args}
+        yield self._slice(event, "X", QUEUES, track, event["what"]) | more
         if event["depth"]:
-            yield self._counter(event["ns"], QUEUES, f"{track}: depth", event["depth"])
-            yield self._counter(end, QUEUES, f"{track}: depth", event["depth"] - 1)
+            yield self._counter(start, QUEUES, f"{queue}: depth", event["depth"])
+            yield self._counter(end, QUEUES, f"{queue}: depth", event["depth"] - 1)
+
+    def _lane(self, queue: str, start: int, end: int) -> str:
+        """The track of a request that was in flight then: one on which it overlaps no other, or
+        covers it exactly, as those do that were taken and completed together."""
+        lanes = self._lanes.setdefault(queue, [])
+        number = next(
+            (n for n, last in enumerate(lanes) if start >= last[1] or (start, end) == last),
+            len(lanes),
+        )
+        lanes[number : number + 1] = [(start, end)]
+        return queue if not number else f"{queue} ({number + 1})"
 
     def _console(self, event: Event) -> Iterator[Event]:
         yield self._slice(event, "i", CONSOLES, event["console"], event["text"]) | {"s": "t"}

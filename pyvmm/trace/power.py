@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pyvmm.devices.power import PM_TIMER_HZ, Pm1Control, Pm1Event, PortA, ResetBits
 from pyvmm.layout import SLP_TYP_S5
-from pyvmm.trace.names import flags, sentence, single_bits
+from pyvmm.trace.names import Bits, flags, sentence, single_bits
 
 ENABLE_OFFSET = 2
 
 _EVENTS = single_bits(Pm1Event)
-_CONTROL = {
-    bit: name for bit, name in single_bits(Pm1Control).items() if not bit & Pm1Control.SLP_TYP
-}
+_CONTROL = Bits(
+    {bit: name for bit, name in single_bits(Pm1Control).items() if not bit & Pm1Control.SLP_TYP}
+)
 _RESET = single_bits(ResetBits)
 _PORT_A = single_bits(PortA)
 

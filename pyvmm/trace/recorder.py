@@ -32,20 +32,23 @@ Record = tuple[Any, ...]
 
 class Recorder:
     """Records go in by :attr:`append` and then :meth:`throttle`, from any thread; ``write`` gets
-    them in batches on the writer's thread, and is called with none a few times a second.
+    them in batches on the writer's thread, and is called with none a few times a second. ``finish``
+    is called there at the end.
 
-    An exception in ``write`` is our bug: from then on records are thrown away, and ``on_error`` is
-    told.
+    An exception in one of these is our bug: from then on records are thrown away, and ``on_error``
+    is told.
     """
 
     def __init__(
         self,
         write: Callable[[Sequence[Record]], None],
+        finish: Callable[[], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self.records: deque[Record] = deque()
         self.append = self.records.append
         self._write = write
+        self._finish = finish
         self._on_error = on_error
         self._written = 0
         self._room = threading.Condition()
@@ -104,24 +107,25 @@ class Recorder:
             stopping = self._stopping  # before the records: what came earlier is written
             self._drain()
             if stopping:
+                self._guard(self._finish)
                 return
 
     def _drain(self) -> None:
         records = self.records
         while records:
             batch = [records.popleft() for _ in range(min(len(records), BATCH))]
-            self._hand_over(batch)
+            self._guard(self._write, batch)
             self._written += len(batch)
             if self._waiting and len(records) <= CAPACITY // 2:
                 with self._room:
                     self._room.notify_all()
-        self._hand_over([])
+        self._guard(self._write, [])
 
-    def _hand_over(self, batch: list[Record]) -> None:
+    def _guard(self, function: Callable[..., None], *arguments: list[Record]) -> None:
         if self._broken:
             return
         try:
-            self._write(batch)
+            function(*arguments)
         except Exception as error:
             self._broken = True
             self._on_error(error)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyvmm.trace.names import constants
+from pyvmm.trace.names import constants, counted
 from pyvmm.virtio.buffers import gather
 from pyvmm.virtio.device import DeviceId
 
@@ -107,17 +107,15 @@ class DescribeBlock(Describe):
         status = self._statuses.get(result[0], f"status {result[0]}")
         if kind in self._moving:
             size = sizes.writable - 1 if sizes.readable <= 16 else sizes.readable - 16
-            return Meaning(f"{verb} {_sectors(size // SECTOR_SIZE)} at {sector}", size, status)
+            return Meaning(
+                f"{verb} {counted(size // SECTOR_SIZE, 'sector')} at {sector}", size, status
+            )
         if kind in self._ranges and len(header) == self.HEADER:
             sector, sectors = struct.unpack_from("<QI", header, 16)
             more = (sizes.readable - 16) // 16 - 1
             others = f" and {more} more" if more else ""
-            return Meaning(f"{verb} {_sectors(sectors)} at {sector}{others}", 0, status)
+            return Meaning(f"{verb} {counted(sectors, 'sector')} at {sector}{others}", 0, status)
         return Meaning(verb, 0, status)
-
-
-def _sectors(number: int) -> str:
-    return f"{number} sector{'' if number == 1 else 's'}"
 
 
 class DescribeNet(Describe):
@@ -192,9 +190,9 @@ class DescribeBalloon(Describe):
         if sizes.writable:
             return Meaning(f"{sizes.writable >> 10} KiB of free memory", sizes.writable)
         if index == balloon.INFLATE_QUEUE:
-            return Meaning(f"lend {size // 4} pages", size)
+            return Meaning(f"lend {counted(size // 4, 'page')}", size)
         if index == balloon.DEFLATE_QUEUE:
-            return Meaning(f"take back {size // 4} pages", size)
+            return Meaning(f"take back {counted(size // 4, 'page')}", size)
         return Meaning("statistics", size, waits=True)
 
 

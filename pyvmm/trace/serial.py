@@ -13,16 +13,18 @@ from pyvmm.devices.serial import (
     ModemStatus,
     Register,
 )
-from pyvmm.trace.names import character, constants, flags, sentence, single_bits
+from pyvmm.trace.names import Bits, character, constants, counted, flags, sentence, single_bits
 
 MAX_BAUD = 115_200
 
-_INTERRUPTS = {
-    InterruptEnable.ERBFI: "received data",
-    InterruptEnable.ETBEI: "transmitter empty",
-    InterruptEnable.ELSI: "line status",
-    InterruptEnable.EDSSI: "modem status",
-}
+_INTERRUPTS = Bits(
+    {
+        InterruptEnable.ERBFI: "received data",
+        InterruptEnable.ETBEI: "transmitter empty",
+        InterruptEnable.ELSI: "line status",
+        InterruptEnable.EDSSI: "modem status",
+    }
+)
 _PENDING = constants(InterruptId)
 _LINE = single_bits(LineStatus)
 _MODEM_CONTROL = single_bits(ModemControl)
@@ -86,12 +88,13 @@ def _line_control(value: int) -> str:
 def _fifo_control(value: int) -> str:
     if not value & FifoControl.ENABLE:
         return "FIFOs off"
+    trigger = TRIGGER_LEVELS[value >> FifoControl.TRIGGER_SHIFT & 3]
     return sentence(
         (
             "FIFOs on",
             "clear receiver" if value & FifoControl.CLEAR_RECEIVER else "",
             "clear transmitter" if value & FifoControl.CLEAR_TRANSMITTER else "",
-            f"interrupt at {TRIGGER_LEVELS[value >> FifoControl.TRIGGER_SHIFT & 3]} bytes",
+            f"interrupt at {counted(trigger, 'byte')}",
         )
     )
 

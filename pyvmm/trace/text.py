@@ -49,8 +49,8 @@ def _line(event: Event) -> str:
 
 
 def _end(event: Event) -> str:
-    detail = f": {event['detail']}" if event["detail"] else ""
-    return f"{event['reason']}{detail}, status {event['status']}"
+    detail = f": {event['detail'].rstrip(',')}" if event["detail"] else ""
+    return f"{event['reason']}{detail} (status {event['status']})"
 
 
 def _duration(ns: int) -> str:
@@ -86,7 +86,7 @@ def access_text(
 
 
 def _exit(event: Event) -> tuple[str, str]:
-    return event["reason"].lower(), exit_text(event)
+    return event["reason"].lower().replace("_", " "), exit_text(event)
 
 
 def interrupt_text(event: Event) -> str:
@@ -120,7 +120,9 @@ def _phase(event: Event) -> tuple[str, str]:
 
 
 def _memory(event: Event) -> tuple[str, str]:
-    return "memory", f"{event['resident'] / (1 << 20):.1f} MiB of RAM in use"
+    used = event["resident"]
+    size = f"{used / (1 << 20):.1f} MiB" if used >= 1 << 20 else f"{used >> 10} KiB"
+    return "memory", f"{size} of RAM in use"
 
 
 _KINDS: dict[str, Callable[[Event], tuple[str, str]]] = {

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.trace import hooks
 from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter
-from pyvmm.trace.decode import EventDecoder, pci_names, virtio_names
+from pyvmm.trace.decode import EventDecoder
+from pyvmm.trace.parts import pci_names, virtio_names
 from pyvmm.trace.recorder import Record, Recorder
 from pyvmm.trace.requests import describer
 
@@ -61,7 +62,14 @@ class Output:
 
     def give_up(self) -> None:
         """Nobody reads it; the writer's thread may be waiting in a system call."""
+        self._lost = True
         self._say(f"the trace in {self.name} is not complete: nobody reads it")
+
+    def break_off(self, why: str | None) -> None:
+        """Nothing more is written."""
+        if not self._lost:
+            self._lost = True
+            self._say(f"the trace in {self.name} ends here: {why}")
 
     def empty(self) -> None:
         """Take out what is in the file, if it is one."""
@@ -77,8 +85,7 @@ class Output:
                 except BlockingIOError:  # by the flags of whoever shares our stdout
                     select.select([], [self._fd], [])
         except OSError as error:
-            self._lost = True
-            self._say(f"the trace in {self.name} ends here: {error.strerror}")
+            self.break_off(error.strerror)
 
     def close(self) -> None:
         if self._owned:
@@ -114,7 +121,7 @@ class Tracer:
         self._start_ns = time.monotonic_ns()
         self._started = datetime.now(UTC)
         self._decoder = EventDecoder(self._start_ns, symbols)
-        self._recorder = Recorder(self._write, self._failed)
+        self._recorder = Recorder(self._write, self._finish, self._failed)
         self._consoles: list[hooks.TracedConsole] = []
         self._header: dict[str, Any] | None = None
         self._board: Board | None = None
@@ -122,6 +129,7 @@ class Tracer:
         self._sampled_ns = 0
         self._resident = -1
         self._running = False
+        self._outcome: Outcome | None = None
         self.on_error: Callable[[BaseException], None] | None = None
         """Told of an exception on the writer's thread, which is a bug of ours."""
         self.on_closed: Callable[[], None] | None = None
@@ -243,14 +251,11 @@ class Tracer:
             for console in self._consoles:
                 console.flush()
             self.phase("end")
-            if self._recorder.stop():
-                end = self._end_event(outcome)
-                for output in self._outputs:
-                    output.write(output.format.end(end))
-            else:
+            self._outcome = outcome
+            if not self._recorder.stop():
                 for output in self._outputs:
                     output.give_up()
-                return  # the writer may still be in a system call
+                self._outputs = ()  # the writer may be in a system call, so they stay open
         for output in self._outputs:
             output.close()
         self._outputs = ()
@@ -265,8 +270,6 @@ class Tracer:
         events: list[dict[str, Any]] = []
         for record in records:
             events += self._decoder.events(record)
-            if record[0] == hooks.PHASE and record[2] == "reset" and self._board is not None:
-                self._decoder.attach(self._board)  # the registers are back at their defaults
         self._sample_memory(events)
         if self._filters:
             events = [event for event in events if self._wanted(event)]
@@ -275,6 +278,11 @@ class Tracer:
             events.sort(key=_time)
             for output in self._outputs:
                 output.write(output.format.events(events))
+
+    def _finish(self) -> None:
+        end = self._end_event(self._outcome)
+        for output in self._outputs:
+            output.write(output.format.end(end))
 
     def _wanted(self, event: dict[str, Any]) -> bool:
         return event["kind"] in ALWAYS or any(each.passes(event) for each in self._filters)
@@ -292,6 +300,8 @@ class Tracer:
             events.append({"ns": ns, "kind": "memory", "resident": resident})
 
     def _failed(self, error: BaseException) -> None:
+        for output in self._outputs:  # who ends the machine may have done so already
+            output.break_off(f"{type(error).__name__}: {error}")
         if self.on_error is None:
             raise error
         self.on_error(error)

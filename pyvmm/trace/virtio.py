@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyvmm.trace.names import constants, flags, single_bits
+from pyvmm.trace.names import Bits, constants, flags, single_bits
 from pyvmm.virtio.device import DeviceId, DeviceStatus, Feature
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Registers:
     def feature_words(self, which: str, value: int) -> str:
         shift = 32 * self._selected[which]
         names = {bit >> shift: name for bit, name in self._features.items() if bit >> shift}
-        return flags({bit: name for bit, name in names.items() if bit <= 0xFFFF_FFFF}, value)
+        return flags(Bits({bit: name for bit, name in names.items() if bit < 1 << 32}), value)
 
     def status(self, value: int, write: bool) -> str:
         return "reset" if write and not value else flags(_STATUS, value)
@@ -218,4 +218,6 @@ class VirtioMmioDecoder(_Registers):
 
 def _camel_case(name: str) -> str:
     """As the standard writes it: ``QueueNumMax``, ``DeviceID``."""
-    return "".join(word if word in ("ID", "SHM") else word.capitalize() for word in name.split("_"))
+    return "".join(
+        word if word in ("ACK", "ID", "SHM") else word.capitalize() for word in name.split("_")
+    )

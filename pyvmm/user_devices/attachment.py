@@ -11,13 +11,14 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, TypeVar
 
 from pyvmm.board import Requests, Wiring
 from pyvmm.bus import Device
 from pyvmm.errors import ConfigError, DeviceError, GuestMemoryError
 from pyvmm.eventloop import READABLE
+from pyvmm.interrupts import IrqLine
 from pyvmm.user_devices.interface import UserDevice
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -27,6 +28,10 @@ MAX_TIMERS = 256
 be a way to use up the host's memory."""
 
 T = TypeVar("T")
+
+
+class Overdue(BaseException):
+    """Ends a call of the user's that doesn't return (:mod:`pyvmm.user_devices.overdue`)."""
 
 
 class Attachment(Device):
@@ -48,15 +53,22 @@ class Attachment(Device):
         self.broken = False
         self._wiring = wiring
         self._requests = requests
-        self._in_place = False
+        self._in_place = self._said_so = False
         self._min_size: int = getattr(device, "min_size", 1)
         self._paused = self._resting = False
         self._pending: dict[Callable[[], None], tuple[int, int]] = {}  # deadline, period
         self._files: dict[int, tuple[Callable[[], None], int]] = {}
         self._timer = wiring.clock.timer(self._expired)
+        device.irq = IrqLine(self._leads_nowhere)  # unless it gets one
         device.memory = wiring.memory
         device.clock = wiring.clock
         device._machinery = self
+
+    def _leads_nowhere(self, level: bool) -> None:
+        if level and not self._said_so:
+            self._said_so = True
+            what = "(a PioDevice or MmioDevice has irq= or default_irq)"
+            self.log(f"it raises self.irq, which leads nowhere {what}")
 
     def power_on(self) -> None:
         """The device's first reset. DeviceError if that fails; a later failure ends the machine."""
@@ -74,7 +86,10 @@ class Attachment(Device):
         except GuestMemoryError as error:
             self._wiring.faults.report(f"{self.name}: DMA outside memory", "%s", error)
         except (Exception, SystemExit) as error:
-            self._fail(explain(error, f"device {self.name} failed"))
+            self._fail(explain(error, f"device {self.name} failed", function))
+        except Overdue as error:
+            what = f"device {self.name} failed: {name_of(function)} doesn't return"
+            self._fail(DeviceError(what, explain(error, what).hint))
         return otherwise
 
     def _fail(self, error: DeviceError) -> None:
@@ -93,8 +108,7 @@ class Attachment(Device):
             return operator.index(value) & every
         except TypeError:
             what = f"read({offset:#x}, {size}) returned {value!r}, which is no whole number"
-            code = type(self.device).read.__code__  # type: ignore[attr-defined]
-            place = f"{os.path.relpath(code.co_filename)}:{code.co_firstlineno}"
+            place = _definition(self.device.read)  # type: ignore[attr-defined]
             self._fail(DeviceError(f"device {self.name} failed: {what}", place))
             return every
 
@@ -269,16 +283,21 @@ class Attachment(Device):
             self._arm()
 
 
-def explain(error: BaseException, what: str) -> DeviceError:
-    """The user's error as one line, and the traceback as far as it is the user's."""
+def explain(error: BaseException, what: str, function: object = None) -> DeviceError:
+    """The user's error as one line, and the traceback as far as it is the user's: none if
+    ``function``, which is the user's, couldn't even be called."""
     import traceback
 
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace):
         trace = trace.tb_next
+    if trace is not None and _is_ours(trace):
+        trace = None
     lines = "".join(traceback.format_exception(type(error), error, trace)).splitlines()
-    text = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
-    explained = DeviceError(f"{what}: {text}", _place(trace), report=tuple(lines))
+    only = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()
+    text = only[-1] if isinstance(error, SyntaxError) else only[0]  # of several lines
+    place = _place(trace) if trace is not None else _definition(function)
+    explained = DeviceError(f"{what}: {text}", place, report=tuple(lines))
     explained.__cause__ = error
     return explained
 
@@ -288,13 +307,25 @@ def _is_ours(trace: TracebackType) -> bool:
     return name.startswith((PACKAGE, "<frozen importlib"))
 
 
-def _place(trace: TracebackType | None) -> str:
-    """The file and line that failed: the last one that is in the file where it began."""
-    if trace is None:
+def name_of(function: object) -> str:
+    """What the user calls it."""
+    return f"{getattr(function, '__name__', 'a callback').lstrip('_')}()"
+
+
+def _definition(function: object) -> str:
+    """The file and line where the user's function or method begins; "" if that can't be said."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if not isinstance(code, CodeType) or code.co_filename.startswith(PACKAGE):
         return ""
+    return f"{os.path.relpath(code.co_filename)}:{code.co_firstlineno}"
+
+
+def _place(trace: TracebackType) -> str:
+    """The file and line that failed: the last one that is in the file where it began."""
+    found: TracebackType | None = trace
     name, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == name:
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    while found is not None:
+        if found.tb_frame.f_code.co_filename == name:
+            line = found.tb_lineno
+        found = found.tb_next
     return f"{os.path.relpath(name)}:{line}"

@@ -45,8 +45,12 @@ class Machinery(Protocol):
     def config_changed(self) -> None: ...
 
 
+_NOT_YET = "the device is in no machine yet: do this in reset(), not __init__"
+
+
 def _unconnected(level: bool) -> None:
-    """An interrupt line that leads nowhere."""
+    """What an interrupt line drives before it has a machine."""
+    raise RuntimeError(_NOT_YET)
 
 
 class UserDevice(Device):
@@ -133,7 +137,7 @@ class UserDevice(Device):
     @property
     def _machine(self) -> Machinery:
         if self._machinery is None:
-            raise RuntimeError("the device is in no machine yet: do this in reset(), not __init__")
+            raise RuntimeError(_NOT_YET)
         return self._machinery
 
 
@@ -169,7 +173,9 @@ class _PlacedDevice(_RegisterDevice):
     """A device at an address of its own, perhaps with one of the free ISA interrupts."""
 
     default_base: int | None = None
+    """Where it is, unless ``base`` says otherwise."""
     default_irq: int | None = None
+    """Its interrupt, unless ``irq`` says otherwise; None: it has none."""
 
     def __init__(self, *, base: int | None = None, irq: int | None = None) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ device as the user did.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pyvmm import layout
 from pyvmm.board import Board
@@ -86,6 +86,11 @@ def _check_registers(device: PioDevice | MmioDevice | PciDevice, label: str) -> 
         raise ConfigError(
             f"{label}: length is {device.length!r}", "say how many bytes of registers there are"
         )
+    registers: object = device.registers
+    if not isinstance(registers, Mapping) or not all(
+        isinstance(offset, int) and isinstance(text, str) for offset, text in registers.items()
+    ):
+        raise ConfigError(f"{label}: registers has to have names by offset", 'such as {0: "TEMP"}')
 
 
 def _check_place(device: PioDevice | MmioDevice, label: str, board: Board) -> int:
@@ -103,8 +108,11 @@ def _check_place(device: PioDevice | MmioDevice, label: str, board: Board) -> in
         if base % device.max_size:
             raise ConfigError(f"{label}: base {base:#x} is no multiple of {device.max_size}")
     last = base + device.length - 1
-    if base < 0 or last >= bus.size:
+    if not 0 <= base < bus.size:
         raise ConfigError(f"{label}: base {base:#x} is outside the {bus.name} space")
+    if last >= bus.size:
+        why = f"the {bus.name} space ends at {bus.size - 1:#x}"
+        raise ConfigError(f"{label}: base {base:#x}, length {device.length:#x}: {why}")
     for start, end, what in [*taken, *_claimed(bus)]:
         if base <= end and start <= last:
             raise ConfigError(f"{label}: base {base:#x} overlaps {what} at {start:#x} to {end:#x}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from pyvmm.board import Requests, Wiring
 from pyvmm.user_devices.attachment import Attachment
@@ -77,6 +77,12 @@ class UserLoopDevice(LoopDevice):
             return False
         queue.push_batch([(chains[0].head, scatter(data, chains[0].writable))])
         return True
+
+    def save(self) -> dict[str, Any]:
+        return self._attachment.save()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._attachment.restore(state)
 
     def started(self) -> None:
         self._device.negotiated = self.negotiated

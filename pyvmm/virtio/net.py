@@ -23,41 +23,35 @@ import os
 import select
 import struct
 import threading
-from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Protocol
 
 from pyvmm.backends.tap import VNET_HEADER_SIZE, Offload
 from pyvmm.errors import GuestFaults
+from pyvmm.host import Packets
 from pyvmm.threads import NamedThread
-from pyvmm.virtio.buffers import gather, scatter
 from pyvmm.virtio.device import DeviceId, VirtioDevice
-from pyvmm.virtio.queue import Chain, Virtqueue, VirtqueueError, used_elements
+from pyvmm.virtio.queue import Virtqueue, VirtqueueError
+from pyvmm.virtio.queue_buffers import Buffers
+from pyvmm.virtio.receive_buffers import ReceiveBuffers
 
 QUEUE_SIZE = 256
 CONTROL_QUEUE_SIZE = 64
 BATCH = 16
 """Packets that are completed together at most."""
-BATCH_BYTES = 256 << 10
+BATCH_BYTES = 512 << 10
 """Received bytes after which the guest hears of them, so that it works on them meanwhile."""
 
 HEADER_SIZE = VNET_HEADER_SIZE
-NUM_BUFFERS = 10
-"""Where num_buffers is in struct virtio_net_hdr (5.1.6)."""
 ETHERNET_HEADER = 14
 MAX_PACKET = HEADER_SIZE + ETHERNET_HEADER + 4 + 0xFFFF
 """With a VLAN tag, and the longest IP packet."""
-SMALL_PACKET = 2048
-"""What one buffer of most drivers has room for. Room for more than this is only offered to the tap
-while packets are larger: a list of many buffers takes time."""
+SHORTEST_PACKET = HEADER_SIZE + ETHERNET_HEADER
 
 MAX_FILTER_ENTRIES = 64
 """Addresses of a kind that are filtered by; if a driver has more, all of that kind pass."""
 MAX_COMMAND = 64 << 10
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 _MAC_AT = HEADER_SIZE
 _VLAN_AT = HEADER_SIZE + 12
 _LOOKED_AT = HEADER_SIZE + ETHERNET_HEADER + 2
@@ -128,6 +122,7 @@ class Command:
 # max_virtqueue_pairs, mtu.
 _CONFIG = struct.Struct("<6sHHH")
 _STATUS_AT = 6
+_PART = struct.Struct("<QII")
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -435,10 +430,8 @@ class QueuePair:
         self._stopping = False
         self._readable = self._writable = True
         self._starved = False
-        self._drop_buffers()
-        self._unsent: deque[Chain] = deque()
-        self._expected = SMALL_PACKET
-        self._spill = memoryview(bytearray(MAX_PACKET))
+        self._held = ReceiveBuffers(receive, receive.memory)
+        self._packets = Packets(self._fd, receive.memory.host_ranges(), BATCH, MAX_PACKET)
         self._spilled = 0  # the length of a packet that has begun in the buffers and ends there,
         self._room = 0  # after so many bytes
 
@@ -466,23 +459,9 @@ class QueuePair:
         self._stopping = True
         os.eventfd_write(self._doorbells[0], 1)
         thread.join()
-        self._rx.unpop(len(self._chains_at) - 1)
-        self._tx.unpop(len(self._unsent))
-        self._drop_buffers()
-        self._unsent.clear()
+        self._rx.unpop(len(self._held))
+        self._held.clear()
         self._spilled = 0
-
-    def _drop_buffers(self) -> None:
-        """Hold no receive buffers. Those that we hold are one long strip of memory, whatever the
-        chains and views that it is made of; positions in it are counted in bytes and only grow.
-
-        Beside readv(2), a packet of 64 KiB in buffers of 4 KiB takes 5.7 us so if they lie behind
-        each other, and 8.1 us if none does; with lists that have an entry for each buffer it
-        was 9.4 us."""
-        self._chains_at = [0]  # where each chain begins, and where the last one ends
-        self._elements = bytearray()  # of the used ring, for each chain if it gets full
-        self._views: list[memoryview] = []
-        self._views_at = [0]  # the same of the views
 
     # The pair's own thread.
 
@@ -507,19 +486,21 @@ class QueuePair:
         self._readable = self._writable = True
         self._silence()
         timeout = 0
-        while True:
+        lingering = False
+        while not self._stopping:
             for fd, events in epoll.poll(timeout):
                 if fd == self._fd:
                     self._readable |= bool(events & ~select.EPOLLOUT)
                     self._writable |= bool(events & ~select.EPOLLIN)
-            if self._stopping:
-                return
             busy = self._control is not None and self._device.control(self._control)
-            if self._readable and self._receives:
-                busy |= self._receive()
             if self._writable and self._sends:
                 busy |= self._transmit()
-            timeout = 0 if busy or self._more_came() else -1
+            if self._readable and self._receives:
+                busy |= self._receive()
+            # A driver that has just been served may be about to answer: look once more before
+            # sleeping, which costs it a doorbell and us a wake-up.
+            timeout = 0 if busy or lingering or self._more_came() else -1
+            lingering = busy
 
     def _silence(self) -> None:
         if self._sends:
@@ -547,170 +528,142 @@ class QueuePair:
         if self._starved:
             self._starved = False
             self._rx.disable_notifications()
-        used = bytearray()
-        moved = 0
-        for _ in range(BATCH):
-            length = self._finish_spilled(used) if self._spilled else self._read(used)
-            if not length or moved > BATCH_BYTES:
-                break
-            moved += length
-        if used:
-            self._rx.push_elements(used)
-        return bool(moved)
-
-    def _read(self, used: bytearray) -> int:
-        """Move one packet; how long it was, 0 if there was none. What the gathered buffers have no
-        room for goes to ``_spill``, so that nothing is cut off."""
-        device = self._device
-        link_up = device.link_up
-        buffers, room = self._gather(self._expected) if link_up else ([], 0)
-        if link_up and not buffers:
-            self._starved = True
-            return 0
-        try:
-            length = os.readv(self._fd, [*buffers, self._spill])
-        except BlockingIOError:
-            self._readable = False
-            return 0
-        except OSError as error:
-            self._readable = False
-            device.tap_gone(error.strerror or "")
-            return 0
-        if not length:
-            self._readable = False
-            device.tap_gone("end of file")
-        elif link_up and length > HEADER_SIZE:
-            if length != self._expected:
-                self._expected = max(length, SMALL_PACKET, self._expected * 7 // 8)
-            if length > room:
-                self._spilled = length
-                self._room = room
-            elif device.filter.passes_all or device.filter.passes(_start(buffers)):
-                self._use(length, buffers, used)
-        return length
-
-    def _gather(self, wanted: int) -> tuple[list[memoryview], int]:
-        """The first of the guest's buffers, enough for ``wanted`` bytes if it has so many, and
-        how many bytes there is room for. They stay where they are until :meth:`_use`."""
+        if self._spilled:
+            return self._finish_spilled()
+        if not self._device.link_up:
+            return bool(self._read(bytearray(), 1))  # and drop it
+        held = self._held
         if not self._mergeable:
-            return self._gather_chain()
-        begin, views_at = self._chains_at[0], self._views_at
-        number = bisect_left(views_at, begin + wanted, 1)
-        if number >= len(views_at):
-            self._refill()
-            number = min(bisect_left(views_at, begin + wanted, 1), len(views_at) - 1)
-        number = min(number, _IOV_MAX - 1)
-        views = self._views[:number]
-        if views:
-            views[0] = views[0][begin - views_at[0] :]
-        return views, views_at[number] - begin
+            held.refill(1 - len(held))
+        elif len(held) <= self._rx.size // 2:  # rarely, and many at once
+            held.refill(QUEUE_SIZE)
+        if not len(held):
+            self._starved = True
+            return False
+        if not held.single:
+            return self._receive_one()
+        results = self._read(held.parts, BATCH)
+        first = 0
+        for length, parts, rest in zip(results[::3], results[1::3], results[2::3], strict=True):
+            if not parts:
+                self._spill(first, length, rest)
+            elif self._wanted(first, length):
+                held.complete(first, first + parts, rest)
+                first += parts
+            else:
+                held.recycle(first, first + parts)
+        if first:
+            self._rx.push_elements(held.take(first))
+        return bool(results)
 
-    def _gather_chain(self) -> tuple[list[memoryview], int]:
-        """The same if a packet has to be in one chain: the first, whatever its size."""
-        chains_at, views_at = self._chains_at, self._views_at
-        if len(chains_at) == 1:
-            self._refill()
-            if len(chains_at) == 1:
-                return [], 0
-        begin, end = chains_at[:2]
-        number = bisect_left(views_at, end, 1)
-        views = self._views[:number]
-        views[-1] = views[-1][: end - views_at[number - 1]]  # it may be others' memory, too
-        views[0] = views[0][begin - views_at[0] :]
-        return views, end - begin
+    def _receive_one(self) -> bool:
+        """The same for one packet, if chains have several buffers."""
+        held = self._held
+        results = self._read(held.parts, 1)
+        if results:
+            length, parts, rest = results
+            if not parts:
+                self._spill(0, length, rest)
+            elif self._wanted(0, length):
+                self._rx.push_elements(held.take(held.complete_first(length)))
+        return bool(results)
 
-    def _refill(self) -> None:
-        """Take all buffers that the guest has for us."""
-        simple = self._rx.pop_buffers(QUEUE_SIZE)
-        if simple is not None:
-            heads, sizes, views = simple
-            filled = sizes
+    def _read(self, parts: bytearray, limit: int) -> list[int]:
+        """Read up to ``limit`` packets into these parts; three numbers for each, see
+        :meth:`Packets.read <pyvmm.host.Packets.read>`."""
+        results = self._packets.read(parts, limit, BATCH_BYTES)
+        if results[-3] <= 0:
+            self._readable = False
+            error = -results[-3]
+            del results[-3:]
+            if error == errno.EFAULT:
+                raise VirtqueueError("receive buffer outside memory")
+            if error != errno.EAGAIN:
+                self._device.tap_gone(os.strerror(error) if error else "end of file")
+        return results
+
+    def _wanted(self, first: int, length: int) -> bool:
+        """Whether the packet that begins with that part is for the guest."""
+        if length <= HEADER_SIZE:
+            return False
+        passing = self._device.filter
+        return passing.passes_all or passing.passes(self._held.start(first, _LOOKED_AT))
+
+    def _spill(self, first: int, length: int, room: int) -> None:
+        """There is room for so much of the packet that begins with that part; if it is wanted, it
+        has to wait for more."""
+        if room < _LOOKED_AT or self._wanted(first, length):
+            self._spilled, self._room = length, room
+
+    def _finish_spilled(self) -> bool:
+        """Move the packet that there was no room for, if there is now."""
+        held, length = self._held, self._spilled
+        if self._mergeable:
+            held.refill(QUEUE_SIZE)
+        room = held.room
+        if room >= length:
+            held.write(self._packets.spill[: length - self._room], self._room)
+            if self._wanted(0, length):
+                self._rx.push_elements(held.take(held.complete_first(length)))
+        elif self._mergeable and len(held) < self._rx.size:
+            self._starved = True
+            return False
         else:
-            chains = self._rx.pop_batch(QUEUE_SIZE)
-            heads = [chain.head for chain in chains]
-            sizes = [chain.writable_bytes for chain in chains]
-            views = [view for chain in chains for view in chain.writable]
-            filled = [size & 0xFFFF_FFFF for size in sizes]  # 4 GiB never are
-        if not heads:
-            return
-        if min(sizes) < HEADER_SIZE:
-            raise VirtqueueError("receive buffer without room for a header")
-        self._elements += used_elements(heads, filled)
-        self._chains_at += accumulate(sizes, initial=self._chains_at.pop())
-        self._views_at += accumulate(map(len, views), initial=self._views_at.pop())
-        self._views += views
-
-    def _finish_spilled(self, used: bytearray) -> int:
-        """Move the packet that there was no room for, if there is now; 0 if not."""
-        length = self._spilled
-        views, room = self._gather(length)
-        if room < length:
-            held = len(self._chains_at) - 1
-            if self._mergeable and held < self._rx.size and len(views) < _IOV_MAX // 2:
-                self._starved = True
-                return 0
             self._device.faults.report(
                 "network: receive buffers too small", "%d bytes for a packet of %d", room, length
             )
-        else:
-            scatter(self._spill[: length - self._room], views, self._room)
-            passing = self._device.filter
-            if passing.passes_all or passing.passes(_start(views)):
-                self._use(length, views, used)
         self._spilled = 0
-        return length
-
-    def _use(self, length: int, views: list[memoryview], used: bytearray) -> None:
-        """The packet in the first buffers is complete: they are the guest's again."""
-        chains_at, views_at, elements = self._chains_at, self._views_at, self._elements
-        end = chains_at[0] + length
-        number = bisect_left(chains_at, end, 1)
-        used += elements[: 8 * number]
-        _U32.pack_into(used, len(used) - 4, end - chains_at[number - 1])
-        del elements[: 8 * number], chains_at[:number]
-        if views_at[1] <= chains_at[0]:
-            passed = bisect_right(views_at, chains_at[0]) - 1
-            del self._views[:passed], views_at[:passed]
-        if len(views[0]) >= HEADER_SIZE:
-            _U16.pack_into(views[0], NUM_BUFFERS, number)
-        else:
-            scatter(_U16.pack(number), views, NUM_BUFFERS)
+        return True
 
     # From the guest.
 
     def _transmit(self) -> bool:
         """Send what the guest has for us, a limited number of packets; whether there were any."""
-        unsent = self._unsent
-        if not unsent:
-            unsent.extend(self._tx.pop_batch(BATCH))
-        used: list[tuple[int, int]] = []
-        while unsent and self._send(unsent[0]):
-            used.append((unsent.popleft().head, 0))
-        if used:
-            self._tx.push_batch(used)
-        return bool(used)
-
-    def _send(self, chain: Chain) -> bool:
-        """Send a packet, or drop it if it can't be; False if the tap takes none now."""
-        length = chain.readable_bytes
-        if not HEADER_SIZE + ETHERNET_HEADER <= length <= MAX_PACKET:
-            self._device.faults.report("network: packet of a wrong length", "%d bytes", length)
-        elif self._device.link_up:
-            try:
-                os.writev(self._fd, chain.readable)
-            except BlockingIOError:
+        found = self._tx.pop_buffers(BATCH, 0)
+        if found is None:
+            return False
+        if min(found.sizes) < SHORTEST_PACKET or max(found.sizes) > MAX_PACKET:
+            found = self._right_lengths(found)
+        number = sent = len(found.sizes)
+        if self._device.link_up:
+            results = self._packets.write(found.parts, found.counts)
+            sent = len(results)
+            if sent < number:
                 self._writable = False
-                return False
-            except OSError as error:
-                self._device.send_failed(error)
+                self._tx.unpop(number - sent)
+                if not sent:
+                    return False
+            if min(results) < 0:
+                self._explain(results)
+        self._tx.push_elements(found.elements[: 8 * sent])
+        if number < BATCH:
+            self._readable = True  # an answer may be there already
         return True
 
+    def _explain(self, results: list[int]) -> None:
+        """Report the packets that couldn't be sent."""
+        for result in results:
+            if result == -errno.EFAULT:
+                raise VirtqueueError("packet outside memory")
+            if result < 0:
+                self._device.send_failed(OSError(-result, os.strerror(-result)))
 
-def _start(buffers: list[memoryview]) -> bytes:
-    """A packet as far as filters look."""
-    if len(buffers[0]) >= _LOOKED_AT:
-        return bytes(buffers[0][:_LOOKED_AT])
-    return gather(buffers, _LOOKED_AT)
+    def _right_lengths(self, packets: Buffers) -> Buffers:
+        """Packets of a wrong length are dropped: they are left with no buffers."""
+        parts, counts, at = [], [], 0
+        for size, count in zip(packets.sizes, packets.counts, strict=True):
+            packet = packets.parts[at : at + 16 * count]
+            at += 16 * count
+            if SHORTEST_PACKET <= size <= MAX_PACKET:
+                parts.append(packet)
+                counts.append(count)
+                continue
+            for address, length, _ in _PART.iter_unpack(packet):
+                if not self._tx.memory.contains(address, length):
+                    raise VirtqueueError("packet outside memory")
+            self._device.faults.report("network: packet of a wrong length", "%d bytes", size)
+            counts.append(0)
+        return Buffers(packets.elements, packets.sizes, counts, b"".join(parts))
 
 
 def made_up_mac(seed: str, index: int) -> bytes:

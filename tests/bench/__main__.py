@@ -12,18 +12,21 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import boot, exits, footprint, guest, net, startup
+from guests.debian import PackageError
+from tests.bench import boot, exits, footprint, guest, linux, net, startup, trace
 from tests.bench.table import Row, render, to_json
 from tests.bench.vmm import BenchError
 
 BENCHMARKS = {
     "loop": exits.loop,
     "exits": guest.exits,
+    "trace": trace.trace,
     "start": startup.startup,
     "disk": guest.disk,
     "net": net.net,
     "footprint": footprint.footprint,
     "boot": boot.boot,
+    "linux": linux.linux,
 }
 
 
@@ -54,7 +57,7 @@ def main() -> None:
         arguments = {} if options.rounds is None else {"rounds": options.rounds}
         try:
             rows += BENCHMARKS[name](**arguments)
-        except BenchError as error:
+        except (BenchError, PackageError) as error:
             sys.exit(f"bench: {name}: {error}")
     print(render(rows))
     if options.json:

@@ -37,8 +37,7 @@ def measure(guest: Guest, rounds: int) -> list[Row]:
     for _ in range(rounds):
         for vmm in vmms:
             samples[vmm.name].append(seconds(vmm, guest))
-    where = " (in the lab)" if in_lab() else ""
-    return [Row(f"Debian's kernel, start to init{where}", "s", LESS, samples)]
+    return [Row(f"Debian's kernel, start to init{where()}", "s", LESS, samples)]
 
 
 def in_lab() -> bool:
@@ -46,15 +45,28 @@ def in_lab() -> bool:
     return "PYVMM_LAB" in os.environ
 
 
-def boot(rounds: int = ROUNDS) -> list[Row]:
-    """Here or in the lab."""
-    append = "console=ttyS0 reboot=t panic=-1"
-    guest = Guest(kernel.build("cloud"), append, initrd=initramfs.build("cloud"))
-    if in_lab() or host_runs_linux():
-        return measure(guest, rounds)
-    bench = [sys.executable, "-m", "tests.bench", "boot", "--rounds", str(rounds)]
+def where() -> str:
+    """What a row's name ends in."""
+    return " (in the lab)" if in_lab() else ""
+
+
+def runs_linux() -> bool:
+    """Whether KVM here runs Linux."""
+    return in_lab() or host_runs_linux()
+
+
+def from_lab(name: str, rounds: int) -> list[Row]:
+    """A benchmark's rows, measured in the lab."""
+    bench = [sys.executable, "-m", "tests.bench", name, "--rounds", str(rounds)]
     command = [sys.executable, str(LAB), "--", *bench, "--json", str(RESULTS)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BenchError(result.stderr.strip())
     return from_json(json.loads(RESULTS.read_text()))
+
+
+def boot(rounds: int = ROUNDS) -> list[Row]:
+    """Here or in the lab."""
+    append = "console=ttyS0 reboot=t panic=-1"
+    guest = Guest(kernel.build("cloud"), append, initrd=initramfs.build("cloud"))
+    return measure(guest, rounds) if runs_linux() else from_lab("boot", rounds)

@@ -37,7 +37,7 @@ def footprint(rounds: int = ROUNDS) -> list[Row]:
     memory: dict[str, list[float]] = {vmm.name: [] for vmm in vmms}
     threads: dict[str, list[float]] = {vmm.name: [] for vmm in vmms}
     with disk_image(1) as image:
-        guest = Guest(build() / "bench", "hold", disk=image)
+        guest = Guest(build() / "bench", "hold", disks=(image,))
         for _ in range(rounds):
             for vmm in vmms:
                 resident, count = look(vmm, guest)

@@ -132,7 +132,7 @@ def measure(words: str, rounds: int) -> dict[str, list[Report]]:
     vmms = installed(elf=True)
     reports: dict[str, list[Report]] = {vmm.name: [] for vmm in vmms}
     with disk_image() as image:
-        guest = Guest(build() / "bench", f"ticks={ticks} {words}", disk=image)
+        guest = Guest(build() / "bench", f"ticks={ticks} {words}", disks=(image,))
         for _ in range(rounds):
             for vmm in vmms:
                 reports[vmm.name].append(run(vmm, guest))

@@ -31,8 +31,14 @@ SHOWN = (0, 3)
 """Of the series: a port write and an MMIO load, in ring 0."""
 WITHOUT = "no trace"
 HEADER = {
-    "trace": "pyvmm", "version": 1, "started": "", "kernel": "exits", "command_line": "",
-    "cpus": 1, "memory": 1 << 20, "host": "",
+    "trace": "pyvmm",
+    "version": 1,
+    "started": "",
+    "kernel": "exits",
+    "command_line": "",
+    "cpus": 1,
+    "memory": 1 << 20,
+    "host": "",
 }
 
 
@@ -45,7 +51,7 @@ class Trace:
         self._output = Output(TraceConfig(str(path), format_name), fd.fileno(), print)
         self._output.write(self._output.format.begin(dict(HEADER)))
         self._decoder = EventDecoder(time.monotonic_ns())
-        self.recorder = Recorder(self._write, print)
+        self.recorder = Recorder(self._write, lambda: None, print)
         self.recorder.start()
 
     def _write(self, records: Sequence[Record]) -> None:

@@ -20,7 +20,7 @@ from tests.bench.table import PYVMM
 QEMU = "qemu-system-x86_64"
 QEMU_OPTIONS = "-accel kvm -nodefaults -no-user-config -display none -no-reboot -serial stdio"
 MEMORY_MIB = 256
-TIMEOUT = 120
+TIMEOUT = 600
 """Seconds that one run may take, on a busy machine or in the lab."""
 
 
@@ -30,7 +30,7 @@ class Guest(NamedTuple):
     kernel: Path
     append: str = ""
     initrd: Path | None = None
-    disk: Path | None = None
+    disks: tuple[Path, ...] = ()
     tap: str = ""
     mac: str = ""
     cpus: int = 1
@@ -52,8 +52,8 @@ def _pyvmm(guest: Guest) -> list[str]:
     words += ["--no-default-append", "--append", guest.append]
     if guest.initrd:
         words += ["--initrd", str(guest.initrd)]
-    if guest.disk:
-        words += ["--disk", str(guest.disk)]
+    for disk in guest.disks:
+        words += ["--disk", str(disk)]
     if guest.tap:
         words += ["--net", f"{guest.tap},mac={guest.mac}"]
     return words
@@ -68,9 +68,9 @@ def _qemu(machine: str, bus: str, more: str, guest: Guest) -> list[str]:
     no_rom = ",romfile=" if bus == "pci" else ""
     if guest.initrd:
         words += ["-initrd", str(guest.initrd)]
-    if guest.disk:
-        words += ["-drive", f"if=none,id=disk,file={guest.disk},format=raw"]
-        words += ["-device", f"virtio-blk-{bus},drive=disk{modern}"]
+    for number, disk in enumerate(guest.disks):
+        words += ["-drive", f"if=none,id=disk{number},file={disk},format=raw"]
+        words += ["-device", f"virtio-blk-{bus},drive=disk{number}{modern}"]
     if guest.tap:
         words += ["-netdev", f"tap,id=net,ifname={guest.tap},script=no,downscript=no,vhost=off"]
         words += ["-device", f"virtio-net-{bus},netdev=net,mac={guest.mac}{modern}{no_rom}"]
@@ -90,8 +90,8 @@ def _kvmtool(guest: Guest) -> list[str]:
     words += ["--cpus", str(guest.cpus), "--console", "serial", "--params", guest.append]
     if guest.initrd:
         words += ["--initrd", str(guest.initrd)]
-    if guest.disk:
-        words += ["--disk", str(guest.disk)]
+    for disk in guest.disks:
+        words += ["--disk", str(disk)]
     return words
 
 

@@ -127,6 +127,15 @@ def test_the_wheel_zooms_on_the_timeline_only(boot: Browser) -> None:
     assert window(boot) == (first, last)
 
 
+def test_a_page_is_scrolled_past_the_timeline(boot: Browser) -> None:
+    point = at(boot, "timeline", 0.5)
+    before = boot.evaluate("scrollY")
+    boot.mouse("wheel", *point, deltaX=0, deltaY=100)
+    scrolled = f"scrollY > {before} ? r() : addEventListener('scroll', r, {{ once: true }})"
+    boot.evaluate(f"new Promise(r => {scrolled})")
+    assert window(boot) == (0, 4)
+
+
 def test_two_fingers_zoom(browser: Browser, page: Path) -> None:
     browser.open(page, width=360, height=800)
     browser.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)

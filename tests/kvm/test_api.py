@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -279,12 +280,72 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
         {"disks": ["x,nonsense=1"]},
         {"console": "tty"},
         {"timeout": -1},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"memory": 512},
+        {"cpus": "2"},
+        {"disks": "disk.raw"},
+        {"nets": "tap0"},
+        {"serial": "null"},
         {"fail_on": "("},
         {"cpus": 0},
         {"cpus": 1, "cpu_affinity": "1=0"},
+        {"trace": "t,format=xml"},
+        {"trace_filters": "kind=exit"},
     ):
         with pytest.raises(pyvmm.ConfigError):
             pyvmm.Machine(**{**talker, **wrong})  # type: ignore[arg-type]
+
+
+def test_traces_and_a_report(talker: dict[str, str], tmp_path: Path) -> None:
+    lines, text, page = tmp_path / "t.jsonl", tmp_path / "t.txt", tmp_path / "page.html"
+    with pyvmm.Machine(
+        **talker, trace=[str(lines), str(text)], trace_filters="device=serial", report=page
+    ) as vm:
+        vm.console.expect(">", LONG)
+        vm.console.send("q")
+        vm.wait(LONG)
+    events = [json.loads(line) for line in lines.read_text().splitlines()]
+    exits = [event for event in events if event.get("kind") == "exit"]
+    assert any(e["register"] == "THR" and e["value"] == ord("q") for e in exits)
+    assert {event["device"] for event in exits} == {"serial COM1"}
+    assert events[-1]["reason"] == "powered off"
+    assert "THR" in text.read_text()
+    assert page.read_text().startswith("<!")
+    assert {path.name for path in tmp_path.iterdir()} == {"t.jsonl", "t.txt", "page.html"}
+
+
+def test_a_machine_that_cannot_be_made_leaves_a_trace_alone(
+    talker: dict[str, str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text("of another run")
+    with pytest.raises(pyvmm.ImageError):
+        pyvmm.Machine(**talker, trace=str(trace), disks=["/no/such/disk"])
+    assert trace.read_text() == "of another run"
+
+
+def test_a_machine_that_is_ended_before_it_starts(talker: dict[str, str]) -> None:
+    vm = pyvmm.Machine(**talker)
+    assert vm.end().reason is pyvmm.Reason.INTERRUPTED
+    assert vm.end() is vm.wait(LONG)
+    with pytest.raises(RuntimeError):
+        vm.start()
+    vm.close()
+
+
+def test_a_closed_machine_is_not_touched(talker: dict[str, str]) -> None:
+    """The numbers of its descriptors may be other files' by now."""
+    with pyvmm.Machine(**talker) as vm:
+        vm.console.expect(">", LONG)
+    vcpu = vm.vcpus[0]
+    for touch in (
+        *(vm.reset, vm.power_button, vm.pause, vm.resume, vm.stepper),
+        *(vcpu.registers, vcpu.whereabouts, lambda: vcpu.translate(0)),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            touch()
+    assert vcpu.recent_exits()
 
 
 def test_a_machine_starts_once(talker: dict[str, str]) -> None:
@@ -423,3 +484,22 @@ def test_a_device_that_fails(flat: Callable[[str], dict[str, str]]) -> None:
             vm.wait(LONG)
         assert vm.outcome is not None
         assert vm.outcome.reason is pyvmm.Reason.ERROR
+
+
+def test_a_device_that_fails_while_nobody_waits(flat: Callable[[str], dict[str, str]]) -> None:
+    """The end of the `with` tells it; but not instead of an error of the program's own."""
+
+    def look(then: Callable[[], None]) -> None:
+        device = Doubler(base=0x510, fails=True)
+        with pyvmm.Machine(**flat(DOUBLES), devices=[device], debug_exit=True) as vm:
+            while vm.outcome is None:
+                time.sleep(0.01)
+            then()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(pyvmm.DeviceError, match="no more"):
+        look(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        look(fail)

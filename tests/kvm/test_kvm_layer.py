@@ -44,6 +44,15 @@ MISC_ENABLE_BTS_UNAVAILABLE = 1 << 11
 NO_FILE = 0x7FFF_FFFF
 
 
+def test_a_vcpu_that_cannot_be_mapped() -> None:
+    """Python duplicates the descriptor for the mapping, and there may be no more."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    with pytest.raises(HostError, match="can't map the state of vCPU 3: No such device"):
+        Vcpu(fd, 3, PAGE_SIZE, sync_regs=False, xsave_size=PAGE_SIZE)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 class TinyMachine:
     """One vCPU in real mode and 512 KiB of RAM, without a device."""
 

@@ -162,10 +162,26 @@ def test_machines_are_closed_at_the_tests_end(suite: pytest.Pytester) -> None:
     run(suite).assert_outcomes(passed=2, failed=1)
 
 
+def test_nothing_is_left_of_a_machine(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        import gc, weakref
+
+        machines = []
+
+        def test_machine(pyvmm):
+            machines.append(weakref.ref(pyvmm("guests/endings", command_line="print")))
+
+        def test_it_is_gone():
+            gc.collect()
+            assert machines[0]() is None
+    """)
+    run(suite).assert_outcomes(passed=2)
+
+
 MATRIX = """
     import pytest
 
-    @pytest.mark.parametrize("word", ["print", "power-off", "panic", "triple-fault"])
+    @pytest.mark.parametrize("word", ["print", "power-off", "panic"])
     def test_boot(pyvmm, word):
         first = pyvmm(command_line=word)
         if word == "print":
@@ -183,15 +199,15 @@ def test_a_matrix_on_all_cores_leaves_its_logs(suite: pytest.Pytester) -> None:
     for place in ("a", "b"):
         suite.mkdir(place).joinpath("kernel").symlink_to(suite.path / "guests/endings")
     kernels = ("--pyvmm-kernel=a/kernel", "--pyvmm-kernel=b/kernel")
-    result = run(suite, "-n3", "-v", *kernels, "--pyvmm-keep-logs=out/logs")
-    result.assert_outcomes(passed=6, failed=2)
+    result = run(suite, "-n2", "-v", *kernels, "--pyvmm-keep-logs=out/logs")
+    result.assert_outcomes(passed=4, failed=2)
     assert len(set(re.findall(r"\[gw\d\]", result.stdout.str()))) > 1
     report = sections(result)["test_boot[a/kernel-panic]"]
     assert 'guest panicked: "the test wants it"' in report["outcome of the guest kernel"]
     assert "Kernel panic" in report["Captured stdout of the guest kernel"]
 
     logs = sorted((suite.path / "out/logs").iterdir())
-    assert len(logs) == 2 * 10  # a log and a result of each machine
+    assert len(logs) == 2 * 8  # a log and a result of each machine
     ends: dict[str, list[str]] = {}
     for path in logs:
         if path.suffix == ".json":
@@ -207,7 +223,6 @@ def test_a_matrix_on_all_cores_leaves_its_logs(suite: pytest.Pytester) -> None:
         assert sorted(ends.pop(test % "print")) == ["interrupted", "power_off"]
         assert ends.pop(test % "power-off") == ["power_off"]
         assert ends.pop(test % "panic") == ["panic"]
-        assert ends.pop(test % "triple-fault") == ["crash"]
     assert not ends
 
 

@@ -157,6 +157,15 @@ class TestWarnings:
         assert "and yet it runs" in last_line(ended.stderr)
 
 
+def test_a_reboot_without_a_word_is_no_good_end(guests: Path, files: Files) -> None:
+    """So ends a Linux that panics before its console is up, because of panic=-1."""
+    append = "console=ttyS0 panic=-1 i8042-reset"
+    ended = run(guests / "endings", *files.options, append=append)
+    assert ended.status == 5
+    assert "guest rebooted without printing anything" in last_line(ended.stderr)
+    assert files.verdict()[0] == "failure"
+
+
 @pytest.mark.parametrize(("ending", "state"), [("halt", "halted"), ("circles", "running")])
 def test_a_hang(guests: Path, files: Files, ending: str, state: str) -> None:
     ended = run(guests / "endings", "--timeout", "1", *files.options, append=ending)
@@ -266,6 +275,25 @@ class TestRunsThatDoNotStart:
         assert (document["reason"], document["status"]) == ("usage", 2)
         assert "--memory" in files.verdict()[1]
 
+    @pytest.mark.parametrize(
+        "wrong", [["--on-reboot=never"], ["--bogus"], ["--cpus=two"], ["more"], ["--kernel"]]
+    )
+    def test_a_command_line_that_cannot_be_read(
+        self, guests: Path, files: Files, tmp_path: Path, wrong: list[str]
+    ) -> None:
+        """An earlier run's result doesn't stay; an image does."""
+        assert run(guests / "endings", *files.options, append="power-off").status == 0
+        ended = pyvmm("-k", guests / "endings", *files.options, *wrong)
+        assert ended.status == 2
+        document = files.document()
+        assert (document["reason"], document["status"]) == ("usage", 2)
+        assert ended.stderr == f"pyvmm: {document['sentence']}\n"
+        assert files.verdict() == ("error", document["sentence"])
+        disk = tmp_path / "disk"
+        disk.write_bytes(b"data" * 1024)
+        assert pyvmm("-d", disk, "--junit", disk, *wrong).status == 2
+        assert disk.read_bytes() == b"data" * 1024
+
     @pytest.mark.parametrize("option", ["--json", "--junit", "--log-console"])
     def test_an_image_is_not_overwritten(self, guests: Path, tmp_path: Path, option: str) -> None:
         disk = tmp_path / "disk"
@@ -286,6 +314,15 @@ class TestRunsThatDoNotStart:
             rf"pyvmm: {option}: can't write [^\n]*missing/file: [^\n]*\n", ended.stderr
         )
 
+    @pytest.mark.parametrize("option", ["--junit", "--log-console"])
+    def test_one_place_for_two_files(self, guests: Path, tmp_path: Path, option: str) -> None:
+        for number, other in enumerate(("--json={}", "--serial=file:{}", "--trace={}")):
+            both = f"{tmp_path}/both{number}"
+            other = other.format(both)
+            ended = pyvmm("-k", guests / "endings", other, option, f"{tmp_path}/./both{number}")
+            assert ended.status == 2, other
+            assert re.fullmatch(rf"pyvmm: {option}: [^\n]*/both. is [^\n]*\n", ended.stderr), other
+
     @pytest.mark.parametrize("console", ["--serial", "--console"])
     def test_stdout_for_two(self, guests: Path, console: str) -> None:
         ended = pyvmm("-k", guests / "endings", "--json", "-", console, "stdio")
@@ -298,6 +335,45 @@ def test_json_on_stdout(guests: Path) -> None:
     assert ended.status == 0
     assert json.loads(ended.console)["consoles"]["COM1"][1] == "\tend"
     assert "powered off" in last_line(ended.stderr)
+
+
+def test_junit_among_the_console_s_output(guests: Path, tmp_path: Path) -> None:
+    """The file that stdout goes to isn't replaced."""
+    words = command(guests / "endings", "--junit", "/dev/stdout", append="panic")
+    with (tmp_path / "out").open("wb") as out:
+        assert subprocess.run(words, stdin=subprocess.DEVNULL, stdout=out).returncode == 3
+    output = (tmp_path / "out").read_text()
+    assert output.index("Kernel panic") < output.index("<testsuites")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_results_through_a_pipe(guests: Path) -> None:
+    ended = run(guests / "endings", "--junit", "/dev/stdout", append="panic")
+    assert ended.status == 3
+    assert b"<testsuites" in ended.console
+    ended = run(guests / "endings", "--json", "/dev/stderr", append="panic")
+    assert '"reason": "panic"' in ended.stderr
+
+
+def test_json_whose_reader_is_gone(guests: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = command(guests / "endings", "--json", "-", append="power-off")
+    ended = subprocess.run(
+        words, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=TIMEOUT
+    )
+    os.close(writer)
+    assert ended.returncode == 1
+    assert b"pyvmm: --json: can't write to stdout: Broken pipe\n" in ended.stderr
+
+
+def test_a_console_s_log_that_has_no_room(guests: Path) -> None:
+    """That is said; the verdict is on the guest."""
+    log = ("--log-console", "/dev/full")
+    ended = run(guests / "endings", *log, "--expect", "sheep", append="print")
+    assert ended.status == 0
+    said = "pyvmm: --log-console: /dev/full ends here: No space left on device\n"
+    assert said in ended.stderr
 
 
 def test_json_that_has_no_room(guests: Path) -> None:

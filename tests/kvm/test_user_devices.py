@@ -4,11 +4,14 @@ of a mistake."""
 from __future__ import annotations
 
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 from kvm.command import Ended, run
 from kvm.conftest import PROJECT
+
+from pyvmm import DeviceError, Machine, PioDevice
 
 DEVICES = PROJECT / "guests/devices"
 
@@ -70,6 +73,21 @@ def test_reset(guests: Path) -> None:
     assert "after 1 reboot" in ended.stderr
 
 
+def test_a_guest_that_means_no_good(guests: Path) -> None:
+    """It can't make a device fail that keeps to the rules."""
+    devices = [
+        "thermometer.py:Thermometer",
+        "stopwatch.py:Stopwatch",
+        "checksum.py:Checksum",
+        "mirror.py:Mirror",
+        "mirror.py:Mirror,transport=mmio",
+    ]
+    options = [word for device in devices for word in ("--device", f"{DEVICES}/{device}")]
+    ended = run(guests / "hostile", *options, append="seed=9 accesses=5000")
+    assert ended.status == 0, ended.stderr
+    assert "survived" in ended.lines
+
+
 BROKEN = """
     from pyvmm import PioDevice
 
@@ -85,12 +103,28 @@ BROKEN = """
     class Forgetful(Broken):
         def read(self, offset, size):
             print
+
+    class Endless(Broken):
+        def read(self, offset, size):
+            while True:
+                pass
+
+    class EndlessTimer(Broken):
+        def read(self, offset, size):
+            return 0
+
+        def reset(self):
+            self.after(0.01, self.tick)
+
+        def tick(self):
+            while True:
+                pass
 """
 
 
-def broken(guests: Path, tmp_path: Path, name: str) -> Ended:
+def broken(guests: Path, tmp_path: Path, name: str, *options: str) -> Ended:
     (tmp_path / "mine.py").write_text(textwrap.dedent(BROKEN))
-    return run(guests / "thermometer", "--device", f"{tmp_path}/mine.py:{name}")
+    return run(guests / "thermometer", "--device", f"{tmp_path}/mine.py:{name}", *options)
 
 
 def test_an_exception_while_the_guest_runs(guests: Path, tmp_path: Path) -> None:
@@ -109,6 +143,37 @@ def test_a_read_that_returns_nothing(guests: Path, tmp_path: Path) -> None:
     ended = broken(guests, tmp_path, "Forgetful")
     assert ended.status == 1
     assert "device Forgetful failed: read(0x0, 1) returned None, which is no" in ended.stderr
+
+
+@pytest.mark.parametrize(("name", "method"), [("Endless", "read"), ("EndlessTimer", "tick")])
+def test_a_method_that_does_not_return(
+    guests: Path, tmp_path: Path, name: str, method: str
+) -> None:
+    """The run ends nevertheless, and says why."""
+    ended = broken(guests, tmp_path, name, "--timeout", "0.5")
+    assert ended.status == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"pyvmm: device {name} failed: {method}() doesn't return (")
+
+
+def test_a_pause_meets_a_method_that_does_not_return(guests: Path) -> None:
+    begun = threading.Event()
+
+    class Endless(PioDevice):
+        length, default_base = 3, 0x510
+
+        def read(self, offset: int, size: int) -> int:
+            begun.set()
+            while True:
+                pass
+
+    def pause() -> None:
+        with Machine(guests / "thermometer", command_line="", devices=[Endless()]) as vm:
+            assert begun.wait(60)
+            vm.pause()
+
+    with pytest.raises(DeviceError, match=r"read\(\) doesn't return"):
+        pause()
 
 
 @pytest.mark.parametrize(

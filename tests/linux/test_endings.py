@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from kvm.command import Running
@@ -47,6 +49,20 @@ def test_a_dead_init_is_a_panic(images: Images) -> None:
     ended = boot(images.bzimage, *options(images, "--append", "quiet rdinit=/bin/true"))
     assert ended.status == 3
     assert "Attempted to kill init" in ended.stderr
+
+
+def test_a_warning_of_a_kernel_that_goes_on(images: Images, tmp_path: Path) -> None:
+    """And nothing that a boot prints before counts as one."""
+    say = "echo WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2 > /dev/kmsg; sleep 1000"
+    files = ("--junit", str(tmp_path / "junit.xml"), "--json", str(tmp_path / "result.json"))
+    warnings = ("--append", "loglevel=7", "--fail-on-warnings")
+    ended = boot(images.bzimage, *options(images, *job(say), *warnings, *files))
+    assert ended.status == 5
+    assert 'reported a problem: "WARNING: CPU: 0 PID: 1 at kernel/x.c:1' in ended.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["match"]["pattern"] == "warning"
+    assert 0 < result["seconds"]["first_line"] < result["seconds"]["init"]
+    assert "<failure" in (tmp_path / "junit.xml").read_text()
 
 
 def test_expect_ends_the_run(images: Images) -> None:

@@ -29,11 +29,15 @@ class Pulse(threading.Thread):
         while True:
             time.sleep(INTERVAL_SECONDS)
             now = time.monotonic()
+            try:
+                found = self._console.stat().st_size
+            except FileNotFoundError:  # the machine is off, and its console gone
+                return
             with self._lock:
                 if now - woken_at > NOTICED_SECONDS:
                     self._own_gaps.append(now - woken_at)
                 woken_at = now
-                if (found := self._console.stat().st_size) != size:
+                if found != size:
                     if now - grown_at > NOTICED_SECONDS:
                         self._guest_gaps.append(now - grown_at)
                     size, grown_at = found, now

@@ -18,10 +18,12 @@ SERIAL_NUMBER = "soak"
 """Of the second disk; by it the guest finds it."""
 SECOND_DISK = f"/dev/disk/by-id/virtio-{SERIAL_NUMBER}"
 
-BOOT_SECONDS = 300
+BOOT_SECONDS = 600
 COMMAND_SECONDS = 900
 """More than anything takes in the lab, where code runs 15 to 40 times slower."""
 POWER_OFF_SECONDS = 120
+PATIENT = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
+"""What gives systemd the same patience."""
 
 
 class Card(NamedTuple):
@@ -76,11 +78,13 @@ class Server:
         while b"login: " not in self._console.read_bytes():
             self.check_alive()
             if time.monotonic() > deadline:
-                raise SoakError(f"no login prompt after {BOOT_SECONDS} s:\n{self._last_lines()}")
+                raise SoakError(f"no login prompt after {BOOT_SECONDS} s{self.last_words()}")
             time.sleep(0.2)
 
-    def _last_lines(self) -> str:
-        return "\n".join(self._console.read_text(errors="replace").splitlines()[-10:])
+    def last_words(self) -> str:
+        """What there is to see of a machine that stands still."""
+        lines = "\n".join(self._console.read_text(errors="replace").splitlines()[-10:])
+        return f"; the console's last lines:\n{lines}\npyvmm's:\n{self.said()}"
 
     def ssh(self, command: str, seconds: float = COMMAND_SECONDS) -> str:
         """Run a shell command in the guest; its output."""
@@ -101,8 +105,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.check_alive()
             raise SoakError(
-                f"not done after {seconds:g} s: {words[-1]}; the console's last lines:"
-                f"\n{self._last_lines()}"
+                f"not done after {seconds:g} s: {words[-1]}{self.last_words()}"
             ) from None
         if result.returncode:
             self.check_alive()
@@ -118,7 +121,7 @@ class Server:
         try:
             status = self._process.wait(POWER_OFF_SECONDS)
         except subprocess.TimeoutExpired:
-            raise SoakError(f"still on after {POWER_OFF_SECONDS} s") from None
+            raise SoakError(f"still on after {POWER_OFF_SECONDS} s{self.last_words()}") from None
         if status:
             raise SoakError(f"pyvmm ended with status {status}:\n{self.said()}")
         return self.said()
@@ -134,7 +137,7 @@ def running(root: Path, disk: Path, transport: str, cpus: int) -> Iterator[Serve
     """The machine, started and logged into once; killed at the end unless it is off by then."""
     words = [sys.executable, "-m", "pyvmm", "run", "--transport", transport, "--cpus", str(cpus)]
     words += ["--kernel", str(debian_disk.KERNEL), "--initrd", str(debian_disk.INITRD)]
-    words += ["--memory", "1G", "--append", "root=/dev/vda quiet"]
+    words += ["--memory", "1G", "--append", f"root=/dev/vda quiet {PATIENT}"]
     words += ["--disk", str(root), "--disk", f"{disk},serial={SERIAL_NUMBER}"]
     with contextlib.ExitStack() as stack:
         for card in CARDS:
@@ -160,7 +163,7 @@ def _wait_for_ssh(server: Server) -> None:
     ).returncode:
         server.check_alive()
         if time.monotonic() > deadline:
-            raise SoakError(f"no ssh after {BOOT_SECONDS} s")
+            raise SoakError(f"no ssh after {BOOT_SECONDS} s{server.last_words()}")
         time.sleep(1)
     state = server.ssh("systemctl is-system-running --wait; true").strip()
     if state != "running":

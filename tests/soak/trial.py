@@ -30,6 +30,7 @@ PORT = 5201
 GRACE_SECONDS = 120
 """For what iperf3 does besides measuring, on a busy machine."""
 
+JSON = ("--json", "--get-server-output")
 LAB_PATIENCE = 2
 """Seconds without a byte that don't count in the lab. On a busy host whole guests stand still there
 for a second now and then, see what pulse.py finds."""
@@ -57,7 +58,7 @@ FULL = Amounts(seconds=60, pings=5000, copy_mib=200, disk_mib=256)
 def iperf(server: Server, card: Card, seconds: int, *options: str) -> dict[str, float]:
     """TCP through one card; MB/s by direction, as the guest sees it."""
     port = PORT + CARDS.index(card)
-    words = ["iperf3", "--client", card.guest, "--port", str(port), "--json", *options]
+    words = ["iperf3", "--client", card.guest, "--port", str(port), *JSON, *options]
     said = server.run([*words, "--time", str(seconds)], seconds + GRACE_SECONDS)
     try:
         return iperf_rates(said, seconds, LAB_PATIENCE if "PYVMM_LAB" in os.environ else 0)
@@ -67,24 +68,24 @@ def iperf(server: Server, card: Card, seconds: int, *options: str) -> dict[str, 
 
 def iperf_rates(said: str, seconds: int, patience: int = 0) -> dict[str, float]:
     """What iperf3 reports. There may be no more than ``patience`` seconds in a row in which nothing
-    went through."""
+    arrived. (A sender that fills a large buffer now and then is idle in between.)"""
     report = json.loads(said)
     if "error" in report:
         raise SoakError(report["error"])
     rates = {}
-    for key in ("sum", "sum_bidir_reverse"):
+    for direction, end in (("in", report.get("server_output_json", {})), ("out", report)):
+        sums = [each for i in end.get("intervals", []) for name, each in i.items() if "sum" in name]
         # The last one may be but a moment.
-        flow = [i[key] for i in report["intervals"] if key in i and i[key]["seconds"] > 0.5]
+        flow = [each for each in sums if not each["sender"] and each["seconds"] > 0.5]
         if not flow:
             continue
-        direction = "in" if flow[0]["sender"] else "out"
         stalls = "".join("x" if each["bytes"] else " " for each in flow).split("x")
         if len(flow) < seconds - 1 or max(map(len, stalls)) > patience:
             seen = ", ".join(f"{each['bytes'] / 1e6:.1f}" for each in flow)
             raise SoakError(f"{direction}, MB in each of {seconds} s: {seen}")
         rates[direction] = sum(each["bytes"] for each in flow) / seconds / 1e6
     if not rates:
-        raise SoakError("nothing was measured")
+        raise SoakError("nothing has arrived")
     return rates
 
 
@@ -205,7 +206,7 @@ def trial(directory: Path, transport: str, cpus: int, amounts: Amounts) -> None:
     with running(root, second, transport, cpus) as server:
         say("boot", time.monotonic() - start, f"{server.ssh('uname -r; nproc').split()}")
         for card in CARDS:
-            server.ssh(f"iperf3 --server --daemon --port {PORT + CARDS.index(card)}")
+            server.ssh(f"iperf3 --server --daemon --json --port {PORT + CARDS.index(card)}")
         for step in STEPS:
             start = time.monotonic()
             said = step(server, amounts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.bench import linux
 from tests.bench.footprint import resident_beyond_ram
 from tests.bench.guest import Series, parse, rows
 from tests.bench.net import big_packet, checksum
@@ -81,3 +82,28 @@ def test_the_big_packets_header_is_one_that_a_network_stack_accepts() -> None:
     assert len(packet) == 10 + 14 + 20 + 20 + 65160
     assert virtio[0] == 1
     assert checksum(ip) == 0xFFFF
+
+
+def test_what_fio_and_iperf3_say_in_linux() -> None:
+    terse = "3;fio-3.33;bench;0;0;" + ";".join(str(n) for n in range(6, 131))
+    text = [f"{name}:{terse}" for name in linux.FIO] + [
+        "send:[  5]   0.00-3.00   sec  300 MBytes  840000 Kbits/sec   17        sender",
+        "send:[  5]   0.00-3.01   sec  298 MBytes  800000 Kbits/sec            receiver",
+        "receive:[  5]   0.00-3.00   sec  150 MBytes  400000.5 Kbits/sec       receiver",
+    ]
+    lines = [Line(0.0, line) for line in text]
+    assert linux.figures(lines) == {
+        "fio: sequential read, 1 MiB": pytest.approx(7 * 1.024e-3),
+        "fio: sequential write, 1 MiB": pytest.approx(48 * 1.024e-3),
+        "fio: random read, 4 KiB, depth 32": pytest.approx(8e-3),
+        "fio: random write, 4 KiB, depth 32": pytest.approx(49e-3),
+        "iperf3: guest to host": pytest.approx(100.0),
+        "iperf3: host to guest": pytest.approx(50.0, rel=1e-3),
+    }
+    with pytest.raises(BenchError, match="no figure for 'iperf3: host to guest'"):
+        linux.figures(lines[:-1])
+
+
+def test_what_linux_is_told_to_do_fits_on_its_command_line() -> None:
+    assert len(linux.append()) < 2048  # COMMAND_LINE_SIZE of x86
+    assert linux.append().count('"') == 2

@@ -41,6 +41,7 @@ def memory() -> GuestMemory:
         (b"\x27\x05\x19\x56" + bytes(60), "is a U-Boot image"),
         (b"070701" + b"0" * 104, "is a cpio archive, not a kernel"),
         (bytes(510) + b"\x55\xaa", "is a boot sector or disk image"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer.*git lfs pull"),
         (b"!<arch>\ndebian-binary   ", "is a Debian package, not a kernel"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from unit.fakes import RecordingFaults
 
 from pyvmm.bus import MMIO_SPACE, PIO_SPACE, Bus
-from pyvmm.crash import explain
+from pyvmm.crash import explain, state
 from pyvmm.kvm import Vcpu
 from pyvmm.kvm.vcpu import ExitRecord
 from pyvmm.memory import MIB, GuestMemory
@@ -38,7 +39,7 @@ class FakeVcpu:
             name: {"selector": 0, "base": 0, "l": 0, "db": 0} for name in SEGMENTS
         }
         self.sregs |= {name: {"base": 0, "limit": 0} for name in ("gdt", "idt")}
-        self.sregs |= dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "efer"), 0)
+        self.sregs |= dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "cr8", "efer"), 0)
         self.records: list[ExitRecord] = []
 
     def get_regs(self) -> dict[str, int]:
@@ -46,6 +47,9 @@ class FakeVcpu:
 
     def get_sregs(self) -> dict[str, Any]:
         return self.sregs
+
+    def get_mp_state(self) -> int:
+        return 0
 
     def translate(self, linear_address: int) -> int | None:
         assert 0 <= linear_address < 1 << 64
@@ -117,3 +121,31 @@ def test_any_state_can_be_reported(
     vcpu.sregs |= {"cr0": control, "efer": efer}
     vcpu.records = [ExitRecord(reason, rip, detail, 0), ExitRecord(2, rip, detail, 0)]
     assert report(vcpu, memory)[0] == "vCPU 3: triple fault"
+
+
+def values(vcpu: FakeVcpu, memory: GuestMemory, crash: GuestCrash | None) -> dict[str, Any]:
+    pio = Bus("port", PIO_SPACE, RecordingFaults(), flat=True)
+    mmio = Bus("MMIO", MMIO_SPACE, RecordingFaults())
+    return state(cast("Vcpu", vcpu), memory, pio, mmio, crash)
+
+
+def test_plain_values_of_a_crash(memory: GuestMemory) -> None:
+    vcpu = FakeVcpu()
+    vcpu.regs["rip"] = 0x1234
+    found = values(vcpu, memory, GuestCrash("can't", b"\x0f\x0b"))
+    assert (found["id"], found["state"], found["mode"]) == (3, "running", "real mode")
+    assert (found["crash"], found["instruction"]) == ("can't", "0f0b")
+    assert found["registers"]["rip"] == 0x1234
+    assert found["code"]["at_rip"].startswith("0f0b")
+
+
+@given(rip=words, base=words, cr0=words, efer=words)
+def test_plain_values_whatever_the_registers_hold(
+    memory: GuestMemory, rip: int, base: int, cr0: int, efer: int
+) -> None:
+    vcpu = FakeVcpu()
+    vcpu.regs["rip"], vcpu.sregs["cs"]["base"] = rip, base
+    vcpu.sregs["cr0"], vcpu.sregs["efer"] = cr0, efer
+    found = json.loads(json.dumps(values(vcpu, memory, None)))
+    assert found["crash"] is None
+    assert found["registers"]["rip"] == rip

@@ -32,6 +32,11 @@ def test_a_signal_has_its_own_status() -> None:
     assert Outcome(Reason.INTERRUPTED, value=15).status == 143
 
 
+def test_a_failed_assertion_shows_what_happened() -> None:
+    outcome = Outcome(Reason.PANIC, '"no init"', seconds=2, report=("RIP …",) * 99)
+    assert repr(outcome) == '<Outcome PANIC: guest panicked: "no init" after 2.00 s>'
+
+
 @given(st.integers(0, (1 << 32) - 1))
 def test_a_debug_exit_is_odd_and_never_0(value: int) -> None:
     status = Outcome(Reason.DEBUG_EXIT, value=value).status

@@ -25,7 +25,7 @@ CONFTEST = """
     from pyvmm import hostcheck
 
     class Machine:
-        def __init__(self, kernel, **options):
+        def __init__(self, kernel, results, **options):
             self.options = {"kernel": str(kernel), **options}
         def start(self):
             print("started with", sorted(self.options.items()))

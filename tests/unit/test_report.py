@@ -229,6 +229,15 @@ def test_percentiles_of_a_queue() -> None:
     assert (queue.requests, queue.bytes, queue.failed) == (1000, 512_000, 0)
 
 
+def test_what_came_by_itself_has_no_latency() -> None:
+    """Received packets and console input: nobody knows how long they took."""
+    sums = add_up([request(n * MS, queue=1, took=0, depth=0, bytes=60) for n in range(9)])
+    (queue,) = sums.queues.values()
+    assert (queue.requests, queue.bytes, queue.timed) == (9, 540, 0)
+    assert chart_data(sums)["queues"] == []
+    assert "no latency" in Page(make_page(sums)).words
+
+
 def test_only_an_interrupt_that_is_raised_counts() -> None:
     line = {"kind": "interrupt", "ns": 5, "device": "serial COM1", "gsi": 4}
     message = {"kind": "interrupt", "ns": 6, "device": "virtio-blk vda", "msi": 1, "vector": 0x25}
@@ -270,7 +279,8 @@ def test_memory_is_bounded_and_what_was_cut_is_said(monkeypatch: pytest.MonkeyPa
     assert len(page) < 8 << 20
     words = Page(page).words
     for said in ("console lines the first", "rare registers", "rare addresses", "Devices after",
-                 "Exit reasons after", "Queues after", "busiest have charts", "Phases after"):  # fmt: skip
+                 "Exit reasons after", "Queues after", "busiest have charts",
+                 "Phases after"):  # fmt: skip
         assert said in words
 
 
@@ -313,7 +323,8 @@ def test_the_summary_answers_both_questions() -> None:
         answer.replace("\u00a0", " ") for answer in summary.answers(add_up(traces.boot()))
     )
     assert time.startswith(
-        "The run took 4.00 s and ended so: powered off. Most of it went to user space: 2.04 s (51 %)"
+        "The run took 4.00 s and ended so: powered off. "
+        "Most of it went to user space: 2.04 s (51 %)"
     )
     assert "PyVMM's set-up 48.0 ms" in time
     assert "to answer 2,000 exits" in time
@@ -356,7 +367,8 @@ def test_a_reset_makes_phases_come_again() -> None:
     )
     sums = add_up(events)
     found = [(part.title, part.took // MS) for part in summary.segments(sums)]
-    assert found == [("PyVMM sets up", 10), ("guest, silent", 10), ("guest, from its first line", 30),
+    assert found == [("PyVMM sets up", 10), ("guest, silent", 10),
+                     ("guest, from its first line", 30),
                      ("reset", 10), ("guest, from its first line", 30)]  # fmt: skip
     assert "the guest after its first console line: 60.0" in summary.answers(sums)[0]
     assert "dropped 3 events" in Page(make_page(sums)).words
@@ -654,6 +666,22 @@ def test_a_run_that_did_not_start_leaves_the_old_page(tmp_path: Path) -> None:
     report.write(said.append)
     assert (page.read_text(), said) == ("old", [])
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, MemoryError])
+def test_a_bug_of_the_report_s_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    said: list[str] = []
+    report = RunReport(str(tmp_path / "page.html"), [])
+    traces.write(Path(report.trace), traces.boot(100))
+    monkeypatch.setattr("pyvmm.report.write_report", fail)
+    report.write(said.append)
+    assert [str(path) for path in tmp_path.iterdir()] == [report.trace]
+    assert said[-1].endswith(f"the trace stays in {report.trace}")
 
 
 def test_the_parts_of_the_page_are_in_the_package() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import FakeClock
 
+from pyvmm import results
 from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError, HostError, ImageError
 from pyvmm.junit import render
@@ -119,6 +121,15 @@ def test_the_phases(tmp_path: Path) -> None:
     assert 0 < seconds["setup"] <= seconds["total"]
 
 
+def test_no_phase_is_longer_than_the_run(tmp_path: Path) -> None:
+    """The guest's last words are read when it has already ended."""
+    run = Run(tmp_path, "--json")
+    run.record.start()
+    run.record.first_line, run.record.init = 1.25, 2.5
+    seconds = run.end(Reason.POWER_OFF, seconds=1.5)["seconds"]
+    assert (seconds["first_line"], seconds["init"], seconds["run"]) == (1.25, 1.5, 1.5)
+
+
 def test_the_machine(tmp_path: Path) -> None:
     run = Run(tmp_path, "--json", "--junit")
     run.results.config = MachineConfig(kernel=os.fsdecode(b"/k\xff"), cpus=2)
@@ -168,6 +179,8 @@ def test_the_explanation(tmp_path: Path) -> None:
 
 
 @given(text=st.text(), name=st.text(), raw=st.binary(max_size=200))
+@example(text="", name="", raw=b"BUG: KASAN: ")
+@example(text="", name="", raw=b"\nBUG: KASAN: x in y\nKernel panic - not syncing: x")
 def test_any_text_gives_xml_and_json(
     tmp_path_factory: pytest.TempPathFactory, text: str, name: str, raw: bytes
 ) -> None:
@@ -281,6 +294,31 @@ class TestFiles:
         run.results.begin()
         assert run.results.end(Outcome(Reason.POWER_OFF), run.verdict, {}) == []
         assert Path("/dev/null").is_char_device()
+
+    def test_what_fits_through_no_door_is_written_to_the_open_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """/dev/stdout leads to a socket or a pipe; a socket can't be opened again."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            monkeypatch.setattr(results, "STREAMS", (ours.fileno(),))
+            run = Run(tmp_path, "--junit")
+            run.files["--junit"] = f"/proc/self/fd/{ours.fileno()}"
+            run.results.begin()
+            assert run.results.end(Outcome(Reason.POWER_OFF), run.verdict, {}) == []
+            assert b"<testsuites" in theirs.recv(1 << 16)
+
+    def test_a_working_directory_that_is_gone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        run = Run(tmp_path, "--json", "--junit", inputs=["kernel"])
+        run.files["--junit"] = "junit"
+        with pytest.raises(HostError, match="--junit: can't write junit: No such file"):
+            run.results.begin()
 
     def test_what_cannot_be_written_at_the_end_is_said(self, tmp_path: Path) -> None:
         run = Run(tmp_path, "--junit")

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.soak.pulse import Pulse
 from tests.soak.trial import COMPLAINTS, SoakError, fio_outcome, iperf_rates
 
 MB = 1_000_000
 
 
-def report(*counts: int, key: str = "sum", sender: bool = True) -> str:
+def flow(*counts: int, key: str = "sum", sender: bool = False) -> dict[str, Any]:
     flows = [{key: {"bytes": count, "seconds": 1.0, "sender": sender}} for count in counts]
-    return json.dumps({"intervals": flows})
+    return {"intervals": flows}
 
 
-def test_rates() -> None:
-    assert iperf_rates(report(2 * MB, 4 * MB), 2) == {"in": 3.0}
-    assert iperf_rates(report(2 * MB, 4 * MB, sender=False), 2) == {"out": 3.0}
+def report(*counts: int) -> str:
+    """Of a client that receives."""
+    return json.dumps(flow(*counts))
+
+
+def test_a_rate_is_what_arrived() -> None:
+    assert iperf_rates(report(2 * MB, 4 * MB), 2) == {"out": 3.0}
+    sent = {**flow(0, 9 * MB, sender=True), "server_output_json": flow(2 * MB, 4 * MB)}
+    assert iperf_rates(json.dumps(sent), 2) == {"in": 3.0}
 
 
 def test_the_moment_after_the_last_second_may_be_empty() -> None:
-    intervals = json.loads(report(MB, MB, MB, 0))
+    intervals = flow(MB, MB, MB, 0)
     intervals["intervals"][-1]["sum"]["seconds"] = 0.01
-    assert iperf_rates(json.dumps(intervals), 3) == {"in": 1.0}
+    assert iperf_rates(json.dumps(intervals), 3) == {"out": 1.0}
 
 
 @pytest.mark.parametrize("counts", [(MB, 0, MB), (MB,), ()])
@@ -40,10 +49,7 @@ def test_patience() -> None:
 
 
 def test_a_stall_in_one_of_two_directions() -> None:
-    both = {**json.loads(report(MB, MB, MB))}
-    for interval, count in zip(both["intervals"], (MB, 0, MB), strict=True):
-        reverse = {"bytes": count, "seconds": 1.0, "sender": False}
-        interval["sum_bidir_reverse"] = reverse
+    both = flow(MB, 0, MB, key="sum_bidir_reverse") | {"server_output_json": flow(MB, MB, MB)}
     with pytest.raises(SoakError, match=r"out, MB in each of 3 s: 1\.0, 0\.0, 1\.0"):
         iperf_rates(json.dumps(both), 3)
 
@@ -82,3 +88,9 @@ def test_what_a_kernel_may_not_say(line: str) -> None:
 
 def test_what_it_may_say() -> None:
     assert not COMPLAINTS.search("clocksource: timekeeping watchdog on CPU1: Marking clocksource")
+
+
+def test_the_pulse_ends_with_the_console(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path / "gone")
+    pulse.run()
+    assert pulse.gaps() == ""

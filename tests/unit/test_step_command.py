@@ -92,6 +92,12 @@ class TestParse:
             return
         assert found.kind in command.BY_NAME
 
+    def test_help_fits_a_terminal(self) -> None:
+        lines = [line for kind in command.KINDS for line in kind.details.splitlines()]
+        lines += command.ADDRESSES.splitlines()
+        lines += [f"{', '.join(k.names):15} {k.arguments:12} {k.summary}" for k in command.KINDS]
+        assert [line for line in lines if len(line) > 80] == []
+
     def test_names_are_unique(self) -> None:
         names = [name for kind in command.KINDS for name in kind.names]
         assert len(names) == len(set(names))

@@ -1,4 +1,4 @@
-"""What `pyvmm run --step` shows, and what instructions are said to write."""
+"""What `pyvmm run --step` shows, what instructions are said to write, and where interrupts lead."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.boot.entry import EntryState
+from pyvmm.boot.entry import DescriptorTable, EntryState
 from pyvmm.memory import MIB, GuestMemory
+from pyvmm.step.breakpoints import handler_of
 from pyvmm.step.cpu_state import CpuState, flag_names
 from pyvmm.step.disassembly import Disassembler, Instruction, register_value
 from pyvmm.step.screen import RESET, WIDTH, YELLOW, Screen, plain
 from pyvmm.step.stepper import MMIO, PORT, Access, MemoryWrite
+from pyvmm.step.trap_flag import clear_saved
 from pyvmm.symbols import Symbol, Symbols
 
 GENERAL = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
@@ -151,6 +153,74 @@ class TestDisassembly:
         found = disassembler.decode(bytes.fromhex(code), 0x7C00, 0x7C00, 16)
         assert found is not None
         assert disassembler.writes(found, state) == writes
+
+
+class FlatMemory:
+    """Linear memory that is RAM, for what reads no more."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.read = memory.read
+        self.write = memory.write
+
+
+class TestHandlers:
+    """Where an interrupt's handler is, in each mode's table."""
+
+    def test_real_mode(self, memory: GuestMemory) -> None:
+        memory.write(0x60 * 4, bytes.fromhex("34120020"))
+        assert handler_of(FlatMemory(memory), real(), 0x60) == 0x2_1234  # type: ignore[arg-type]
+
+    def test_protected_mode(self, memory: GuestMemory) -> None:
+        entry = EntryState.protected_mode(memory, 0x10_0000)._replace(
+            idt=DescriptorTable(0x5000, 0x81 * 8 - 1)
+        )
+        memory.write(0x5000 + 0x80 * 8, bytes.fromhex("7856 1000 008e 3412"))
+        guest = FlatMemory(memory)
+        assert handler_of(guest, state_of(entry), 0x80) == 0x1234_5678  # type: ignore[arg-type]
+        assert handler_of(guest, state_of(entry), 0x81) is None  # type: ignore[arg-type]
+
+    def test_long_mode(self, memory: GuestMemory) -> None:
+        entry = EntryState.long_mode(memory, 0x10_0000)._replace(
+            idt=DescriptorTable(0x5000, 0x1000 - 1)
+        )
+        memory.write(0x5000 + 0x80 * 16, bytes.fromhex("7856 1000 008e 3412 ffffffff 00000000"))
+        found = handler_of(FlatMemory(memory), state_of(entry), 0x80)  # type: ignore[arg-type]
+        assert found == 0xFFFF_FFFF_1234_5678
+
+    def test_a_table_outside_memory(self, memory: GuestMemory) -> None:
+        entry = EntryState.real_mode(0, 0)._replace(idt=DescriptorTable(1 << 31, 0x3FF))
+        assert handler_of(FlatMemory(memory), state_of(entry), 0) is None  # type: ignore[arg-type]
+
+
+class TestSavedTrapFlag:
+    def saved(self, memory: GuestMemory, mnemonic: str, after: CpuState, at: int) -> int:
+        """The word at ``at`` after a step from 0x7C00 by ``mnemonic``; TF was set in it."""
+        memory.write_u16(at, 0x0302)
+        instruction = Instruction(0x7C00, 0x7C00, b"\x90\x90", mnemonic, "")
+        guest: Any = FlatMemory(memory)
+        vcpu: Any = None
+        clear_saved(vcpu, guest, instruction, real(rsp=0x7000), after)
+        return memory.read_u16(at)
+
+    def test_pushf(self, memory: GuestMemory) -> None:
+        assert self.saved(memory, "pushf", real(rsp=0x6FFE, rip=0x7C02), 0x6FFE) == 0x0202
+
+    def test_an_interrupts_frame(self, memory: GuestMemory) -> None:
+        memory.write(0x6FFA, bytes.fromhex("027c 0000"))
+        assert self.saved(memory, "int", real(rsp=0x6FFA, rip=0x1000), 0x6FFE) == 0x0202
+
+    def test_below_what_the_handler_has_pushed(self, memory: GuestMemory) -> None:
+        memory.write(0x6FF0, bytes(10) + bytes.fromhex("007c 0000"))
+        assert self.saved(memory, "mov", real(rsp=0x6FF0, rip=0x1000), 0x6FFE) == 0x0202
+
+    def test_what_a_call_pushes_is_left_alone(self, memory: GuestMemory) -> None:
+        memory.write(0x6FFA, bytes.fromhex("027c 0000"))
+        guest: Any = FlatMemory(memory)
+        vcpu: Any = None
+        memory.write_u16(0x6FFE, 0x0302)
+        call = Instruction(0x7C00, 0x7C00, b"\xff\xd0", "call", "ax", jumps=True)
+        clear_saved(vcpu, guest, call, real(rsp=0x7000), real(rsp=0x6FFA, rip=0x1000))
+        assert memory.read_u16(0x6FFE) == 0x0302
 
 
 class TestScreen:

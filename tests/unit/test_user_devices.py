@@ -4,6 +4,7 @@ error is."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyvmm.errors import ConfigError, DeviceError, PyvmmError
 from pyvmm.user_devices.attachment import MAX_TIMERS
 from pyvmm.user_devices.interface import UserDevice
 from pyvmm.user_devices.loading import instances, load
+from pyvmm.user_devices.overdue import Patience
 from pyvmm.user_devices.plugging import plug
 
 SECOND = 10**9
@@ -69,6 +71,14 @@ def clock(bench: Bench) -> FakeClock:
 
 def plugged(bench: Bench, device: UserDevice) -> None:
     plug([device], bench.board)
+
+
+def plugged_to_fail(bench: Bench, device: UserDevice) -> list[DeviceError]:
+    """As ``plugged``; the device's failures from then on."""
+    failures: list[Any] = []
+    bench.board.requests = bench.board.requests._replace(failed=failures.append)
+    plugged(bench, device)
+    return failures
 
 
 # What it is called with.
@@ -144,8 +154,20 @@ def test_a_device_without_an_interrupt(bench: Bench) -> None:
 
     device = Plain(base=BASE)
     plugged(bench, device)
+    device.irq.set(False)
+    assert bench.said == []
+    device.irq.pulse()
     device.irq.set(True)
     assert True not in bench.levels.values()
+    assert bench.said == [
+        "Plain: it raises self.irq, which leads nowhere "
+        "(a PioDevice or MmioDevice has irq= or default_irq)"
+    ]
+
+
+def test_no_interrupt_before_there_is_a_machine() -> None:
+    with pytest.raises(RuntimeError, match=r"do this in reset\(\), not __init__"):
+        Recorder().irq.set(True)
 
 
 def test_dma_outside_memory_is_the_guests_fault(bench: Bench) -> None:
@@ -345,6 +367,80 @@ def test_exceptions_in_timers_and_resets(bench: Bench) -> None:
     assert "device Late failed: SystemExit: 3" in bench.wishes[0]
 
 
+def test_a_method_with_the_wrong_arguments(bench: Bench) -> None:
+    """The place is the method's, and nothing of ours is shown."""
+
+    class Short(Recorder):
+        def write(self, offset: int) -> None:  # type: ignore[override]
+            pass
+
+    failures = plugged_to_fail(bench, Short())
+    bench.board.pio.write(BASE, 1, 0)
+    (failure,) = failures
+    line = Short.write.__code__.co_firstlineno
+    assert "takes 2 positional arguments but 4 were given" in str(failure)
+    assert f"{os.path.basename(__file__)}:{line}" in str(failure)
+    assert "attachment.py" not in f"{failure}{failure.report}"
+
+
+def test_an_exception_of_several_lines(bench: Bench) -> None:
+    class Wordy(Recorder):
+        def write(self, offset: int, size: int, value: int) -> None:
+            raise ValueError("the first\nthe second")
+
+    failures = plugged_to_fail(bench, Wordy())
+    bench.board.pio.write(BASE, 1, 0)
+    (failure,) = failures
+    assert str(failure).startswith("device Wordy failed: ValueError: the first (")
+    assert "the second" in failure.report
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_method_that_does_not_return(bench: Bench, blocked: bool) -> None:
+    """A loop is ended, and the device has failed. Of what waits for the host it is said."""
+    begun, goes_on = threading.Event(), threading.Lock()
+
+    class Endless(Recorder):
+        def write(self, offset: int, size: int, value: int) -> None:
+            begun.set()
+            if blocked:
+                goes_on.acquire()
+            while True:
+                pass
+
+    failures = plugged_to_fail(bench, Endless())
+    goes_on.acquire()
+    thread = threading.Thread(target=bench.board.pio.write, args=(BASE, 1, 0), daemon=True)
+    thread.start()
+    begun.wait()
+    with Patience(bench.board.user_devices, 0.02):
+        while blocked and bench.said != ["Endless: waiting for write() to return"]:
+            thread.join(0.01)
+        goes_on.release()
+        thread.join()
+    (failure,) = failures
+    assert "device Endless failed: write() doesn't return" in str(failure)
+    assert f"{os.path.basename(__file__)}:" in str(failure)
+
+
+def test_calls_that_return_are_left_alone(bench: Bench) -> None:
+    other = Bench()
+    device, elsewhere = Recorder(), Recorder()
+    plugged(bench, device)
+    plugged(other, elsewhere)
+    looked = threading.Event()
+
+    def long_enough() -> None:
+        looked.wait(0.2)
+
+    with Patience(bench.board.user_devices, 0.02):
+        other.board.user_devices[0].call(None, long_enough)  # another machine's
+        for _ in range(100):
+            bench.board.pio.write(BASE, 1, 0)
+    assert bench.wishes == other.wishes == []
+    other.board.close()
+
+
 # Where it goes.
 
 
@@ -353,7 +449,7 @@ def test_exceptions_in_timers_and_resets(bench: Bench) -> None:
     [
         (PioDevice, {}, "base is missing"),
         (PioDevice, {"base": 0x3FE}, "base 0x3fe overlaps serial COM1 at 0x3f8 to 0x3ff"),
-        (PioDevice, {"base": 0xFFFF}, "base 0xffff is outside the port space"),
+        (PioDevice, {"base": 0xFFFF}, "base 0xffff, length 0x8: the port space ends at 0xffff"),
         (PioDevice, {"base": -1}, "outside the port space"),
         (PioDevice, {"base": 0x20}, "overlaps the interrupt controllers"),
         (PioDevice, {"base": 0xC100}, "overlaps the window of PCI devices"),
@@ -383,6 +479,8 @@ def test_places_that_are_taken(
         (PioDevice, {"default_base": BASE}, "length is 0"),
         (PioDevice, {"default_base": BASE, "length": 1, "max_size": 8}, "max_size is 8"),
         (PioDevice, {"default_base": BASE, "length": 1, "min_size": 4}, "min_size is greater"),
+        (PioDevice, {"default_base": BASE, "length": 1, "registers": ["A"]}, "names by offset"),
+        (PciDevice, {"registers": {"A": 0}}, r'names by offset \(such as {0: "TEMP"}'),
         (PciDevice, {"length": 100}, "no power of two"),
         (PciDevice, {"io": True}, "no power of two from 4 to 256"),
         (PciDevice, {"msix_vectors": 4096}, "msix_vectors"),
@@ -570,11 +668,56 @@ def test_virtio_reset_by_the_driver(virtio: Virtio) -> None:
     assert not virtio.device.send(1, b"x")
 
 
+def test_virtio_state(virtio: Virtio) -> None:
+    (session,) = (transport.session for transport in virtio.pc.transports)
+    virtio.device.room = 77
+    session.device.pause()
+    state = session.save()
+    virtio.device.room = 0
+    session.restore(state)
+    assert virtio.device.room == 77
+    assert virtio.ask(b"again") == b"AGAIN"
+
+
 @pytest.mark.parametrize(("data", "error"), [(b"fail", "KeyError"), (b"none", "TypeError")])
 def test_virtio_errors_are_the_users(virtio: Virtio, data: bytes, error: str) -> None:
     assert virtio.ask(data) == b""
     (failure,) = virtio.failures
     assert f"device Upper failed: {error}" in str(failure)
+
+
+# A guest that means no good.
+
+ACCESSES = st.lists(
+    st.tuples(
+        st.sampled_from(["port", "MMIO", "card"]),
+        st.integers(0, 40),
+        st.sampled_from([1, 2, 4, 8]),
+        st.none() | st.integers(0, (1 << 64) - 1),
+    ),
+    max_size=40,
+)
+
+
+@given(ACCESSES)
+def test_no_access_makes_the_examples_fail(
+    accesses: list[tuple[str, int, int, int | None]],
+) -> None:
+    bench = Bench()
+    names = ("thermometer:Thermometer", "stopwatch:Stopwatch", "checksum:Checksum")
+    plug([load(f"guests.devices.{name}") for name in names], bench.board)
+    bench.board.assign_pci_addresses()
+    card = bench.board.pci.config_read(0, 8, 0x10, 4)
+    places = {"port": BASE, "MMIO": 0xF000_0000, "card": card}
+    for place, offset, size, value in accesses:
+        bus = bench.board.pio if place == "port" else bench.board.mmio
+        if value is None:
+            assert 0 <= bus.read(places[place] + offset, size) < 1 << 8 * size
+        else:
+            bus.write(places[place] + offset, size, value & (1 << 8 * size) - 1)
+        clock(bench).advance(10**7)
+    bench.board.close()
+    assert bench.wishes == []
 
 
 # Loading.

@@ -110,6 +110,16 @@ class TestPanic:
         assert run.ends == [Reason.PANIC]
         assert run.verdict.panic == "Decoding failed"
 
+    def test_in_an_initramfs_that_finds_no_root_device(self) -> None:
+        run = Run()
+        run.prints(
+            b"ALERT!  /dev/vdz does not exist.  Dropping to a shell!\r\n"
+            b"[   33.1] random: crng init done\r\n"
+            b"Rebooting automatically due to panic= boot argument\r\n"
+        )
+        sentence = run.on(Reason.REBOOT).sentence
+        assert 'panicked: "ALERT! /dev/vdz does not exist. Dropping to a shell!"' in sentence
+
     def test_a_system_that_was_halted_is_none(self) -> None:
         run = Run()
         run.prints(b"[    0.0] Linux version 6.1\n[    9.1] reboot: System halted\n")
@@ -196,6 +206,13 @@ class TestSilence:
         run = Run(talkative=True)
         run.prints(b"Linux version 6.1\n")
         assert run.on(Reason.REBOOT).status == 0
+
+    def test_a_guest_that_is_moved_by_hand(self) -> None:
+        """Who left the prompt isn't told why the guest has said nothing."""
+        run = Run(talkative=True)
+        assert run.on(Reason.INTERRUPTED).report
+        run.verdict.by_hand = True
+        assert not run.on(Reason.INTERRUPTED).report
 
     def test_a_reboot_of_a_kernel_that_need_not_speak(self) -> None:
         assert Run().on(Reason.REBOOT).status == 0

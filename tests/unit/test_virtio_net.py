@@ -31,6 +31,7 @@ from unit.virtio_driver import (
     VirtioDriver,
 )
 
+from pyvmm.host import Packets
 from pyvmm.virtio import net
 from pyvmm.virtio.net import NetDevice, made_up_mac
 
@@ -385,6 +386,69 @@ def test_a_receive_buffer_of_4_gib(card: Card) -> None:
     card.rx[0].kick()
     card.wire.send(HEADER + frame())
     assert card.rx[0].wait() == [(head, 12 + len(frame()))]
+
+
+def test_mergeable_chains_of_several_buffers(card: Card) -> None:
+    """A packet takes whole chains, wherever their buffers' borders are, the header's too."""
+    card.command(RX, PROMISC, b"\0")
+    ring = card.rx[0]
+    chains = {}
+    for sizes in [(5, 7, 500), (1500,), (12, 1000, 1000), (11, 1)] * 8:
+        buffers = [card.buffer(size) for size in sizes]
+        chains[ring.add([], buffers)] = buffers
+    packets = [frame(os.urandom(length), to) for length in (60, 20, 9000, 0, 485, 486, 487, 1, 2000)
+               for to in (OTHER_MAC, OUR_MAC)]  # fmt: skip
+    for packet in packets:
+        card.wire.send(HEADER + packet)
+    ring.kick()
+    used: deque[tuple[int, int]] = deque()
+
+    def chain() -> bytes:
+        if not used:
+            used.extend(ring.wait())
+        head, written = used.popleft()
+        return b"".join(card.memory.read(*buffer) for buffer in chains[head])[:written]
+
+    for packet in packets[1::2]:
+        whole = chain()
+        for _ in range(int.from_bytes(whole[10:12], "little") - 1):
+            whole += chain()
+        assert whole[12:] == packet
+
+
+def test_packets_that_are_not_wanted_leave_their_buffers_to_others(card: Card) -> None:
+    """In the midst of others, of several buffers each, and more of them than there is room for."""
+    card.command(RX, PROMISC, b"\0")
+    for _ in range(3):
+        wanted = [frame(os.urandom(700)) for _ in range(9)]
+        for number, packet in enumerate(wanted):
+            if number % 3 != 1:
+                card.wire.send(HEADER + frame(bytes(3000), OTHER_MAC))
+            card.wire.send(HEADER + packet)
+        card.offer(*[512] * 18)
+        received = card.receive(18)
+        assert [a[12:] + b for a, b in zip(received[::2], received[1::2], strict=True)] == wanted
+    assert card.faults.counts == {}
+
+
+@pytest.mark.parametrize("queue", [0, 1])
+@pytest.mark.parametrize("address", [16 << 20, (16 << 20) - 100, 1 << 63])
+def test_buffers_outside_memory(card: Card, queue: int, address: int) -> None:
+    """The device asks for a reset, and nothing has been moved that is behind them."""
+    ring = (card.rx[0], card.tx[0])[queue]
+    flags = 0 if queue else 2
+    good = card.filled(HEADER + frame())
+    for index in range(8):
+        ring.put(ring.descriptors, index, *(good if index < 7 else (address, 1000)), flags, 0)
+        ring.offer(index)
+    for _ in range(8):
+        card.wire.send(HEADER + frame(b"x" * 12))
+    ring.kick()
+    while not card.driver.status & NEEDS_RESET:
+        card.pc.msi.sent.get(timeout=TIMEOUT)
+    card.start()
+    card.offer(2048)
+    assert card.receive()
 
 
 def test_a_packet_that_fits_no_buffer_is_dropped(unstarted: Card) -> None:
@@ -795,11 +859,11 @@ def test_a_tap_that_goes_away(card: Card) -> None:
 def test_packets_that_the_host_refuses(
     card: Card, monkeypatch: pytest.MonkeyPatch, number: int, kind: str
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
+    def refuse(_packets: Packets, _parts: bytes, counts: list[int]) -> list[int]:
+        return [-number for _ in counts]
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", refuse)
+        patch.setattr(Packets, "write", refuse)
         card.send(HEADER + frame())
         card.send(HEADER + frame())
     assert card.faults.counts == {kind: 2}

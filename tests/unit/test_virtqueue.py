@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.memory import GuestMemory
-from pyvmm.virtio.queue import Virtqueue, VirtqueueError, used_elements
+from pyvmm.virtio.queue import MAX_SEEN_BATCHES, Virtqueue, VirtqueueError
+from pyvmm.virtio.queue_buffers import Buffers, used_elements
 
 DESCRIPTORS, AVAIL, USED, TABLE, DATA = 0x1000, 0x2000, 0x3000, 0x4000, 0x8000
 SIZE = 8
@@ -256,66 +258,104 @@ def test_more_used_elements_than_the_ring_has() -> None:
     assert rings.used[0] == SIZE
 
 
-def test_buffers_that_lie_behind_each_other_are_one_view() -> None:
+def parts(found: Buffers | None) -> list[tuple[int, int]]:
+    """Addresses and lengths."""
+    assert found is not None
+    fields = struct.iter_unpack("<QIHH", found.parts)
+    return [(address, length) for address, length, _, _ in fields]
+
+
+@pytest.mark.parametrize("heads", [[1, 2, 3, 4], [5, 2, 3, 0], [7, 0, 7, 0], [6, 1]])
+def test_single_buffers_are_popped_in_their_order(heads: list[int]) -> None:
     rings = Rings()
-    rings.describe(5, DATA, 0x100, WRITE, 0)
-    rings.describe(2, DATA + 0x100, 0x80, WRITE, 7)
-    rings.describe(3, DATA + 0x400, 0x100, WRITE, 0)
-    rings.describe(0, DATA + 0x300, 0x100, WRITE, 0)
-    rings.offer(5, 2, 3, 0)
-    buffers = rings.queue.pop_buffers(16)
-    assert buffers is not None
-    heads, lengths, views = buffers
-    assert (heads, lengths) == ([5, 2, 3, 0], [0x100, 0x80, 0x100, 0x100])
-    assert [(rings.memory.gpa_of(view), len(view)) for view in views] == [
-        (DATA, 0x180),
-        (DATA + 0x400, 0x100),
-        (DATA + 0x300, 0x100),
-    ]
-    assert rings.queue.pop_buffers(16) == ([], [], [])
-
-
-def test_buffers_from_the_first_byte_to_the_last() -> None:
-    rings = Rings()
-    rings.describe(0, 0, 16, WRITE, 0)
-    rings.describe(1, MEMORY - 16, 16, WRITE, 0)
-    rings.offer(0, 1)
-    buffers = rings.queue.pop_buffers(16)
-    assert buffers is not None
-    assert [rings.memory.gpa_of(view) for view in buffers[2]] == [0, MEMORY - 16]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        (DATA, 16, 0, 0),
-        (DATA, 16, WRITE | NEXT, 0),
-        (TABLE, 16, INDIRECT, 0),
-        (DATA, 0, WRITE, 0),
-        (MEMORY, 16, WRITE, 0),
-        (MEMORY - 16, 17, WRITE, 0),
-        (2**64 - 16, 16, WRITE, 0),
-    ],
-)
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_other_chains_are_not_popped_as_buffers(
-    place: int, other: tuple[int, int, int, int]
-) -> None:
-    rings = Rings()
-    rings.describe(0, MEMORY - 32, 16, WRITE, 0)
-    rings.describe(1, *other)
-    heads = [0, 0]
-    heads.insert(place, 1)
+    for index in range(SIZE):
+        rings.describe(index, DATA + 0x100 * index, 16 + index, WRITE, 7 - index)
     rings.offer(*heads)
-    assert rings.queue.pop_buffers(16) is None
-    rings.describe(1, DATA, 16, WRITE, 0)
-    assert [chain.head for chain in rings.queue.pop_batch(16)] == heads
+    found = rings.queue.pop_buffers(16, WRITE)
+    assert parts(found) == [(DATA + 0x100 * head, 16 + head) for head in heads]
+    assert found is not None
+    assert (found.heads, found.counts) == (heads, [1] * len(heads))
+    assert found.sizes == [16 + head for head in heads]
+    assert rings.queue.pop_buffers(16, WRITE) is None
 
 
-def test_a_head_that_is_no_descriptor_is_not_popped_as_a_buffer() -> None:
+@pytest.mark.parametrize("indirect", [False, True])
+def test_chains_are_popped_as_buffers(indirect: bool) -> None:
     rings = Rings()
-    rings.offer(SIZE)
-    assert rings.queue.pop_buffers(16) is None
+    table, first = (TABLE, 0) if indirect else (DESCRIPTORS, 2)
+    if indirect:
+        rings.describe(2, TABLE, 48, INDIRECT, 0)
+    for index in range(first, first + 3):
+        flags = NEXT if index < first + 2 else 0
+        rings.describe(index, DATA + 0x100 * index, 16 + index, flags, index + 1, table=table)
+    rings.describe(6, DATA, 99, 0, 0)
+    rings.offer(2, 6)
+    found = rings.queue.pop_buffers(16, 0)
+    expected = [(DATA + 0x100 * index, 16 + index) for index in range(first, first + 3)]
+    assert parts(found) == [*expected, (DATA, 99)]
+    assert found is not None
+    assert (found.heads, found.counts) == ([2, 6], [3, 1])
+    assert found.sizes == [sum(length for _, length in expected), 99]
+
+
+def test_an_indirect_table_that_is_offered_again_may_have_changed() -> None:
+    rings = Rings()
+    rings.describe(0, TABLE, 32, INDIRECT, 0)
+    rings.describe(0, DATA, 16, NEXT, 1, table=TABLE)
+    for length in (16, 16, 17, 17, 18):
+        rings.describe(1, DATA + 64, length, 0, 0, table=TABLE)
+        rings.offer(0)
+        assert parts(rings.queue.pop_buffers(16, 0)) == [(DATA, 16), (DATA + 64, length)]
+
+
+def test_an_indirect_table_behind_other_descriptors_may_have_changed() -> None:
+    rings = Rings()
+    rings.describe(0, DATA, 16, NEXT, 1)
+    rings.describe(1, TABLE, 16, INDIRECT, 0)
+    for length in (16, 16, 17, 17, 18):
+        rings.describe(0, DATA + 64, length, 0, 0, table=TABLE)
+        rings.offer(0)
+        assert parts(rings.queue.pop_buffers(16, 0)) == [(DATA, 16), (DATA + 64, length)]
+
+
+def test_what_is_remembered_has_an_end() -> None:
+    rings = Rings()
+    for index in range(SIZE):
+        rings.describe(index, DATA, 16, 0, 0)
+    for heads in itertools.product(range(SIZE), repeat=3):
+        rings.offer(*heads)
+        found = rings.queue.pop_buffers(16, 0)
+        assert found is not None
+        assert found.heads == list(heads)
+    assert len(rings.queue._seen) <= MAX_SEEN_BATCHES
+
+
+def test_a_chain_that_is_offered_again_may_have_changed() -> None:
+    rings = Rings()
+    chain = [(DATA, 16, NEXT, 1), (DATA + 64, 32, NEXT, 2), (DATA + 128, 48, 0, 0)]
+    changes = [
+        [],
+        [],
+        [(1, (DATA + 64, 33, NEXT, 2))],
+        [(2, (DATA, 48, 0, 0))],
+        [(0, (DATA, 16, NEXT, 2))],
+        [(0, (DATA, 16, 0, 1))],
+        [(0, (DATA, 16, NEXT, 1)), (2, (DATA, 48, NEXT, 3)), (3, (DATA, 1, 0, 0))],
+    ]
+    for index, fields in enumerate(chain):
+        rings.describe(index, *fields)
+    for change in changes:
+        for index, fields in change:
+            rings.describe(index, *fields)
+        rings.offer(0)
+        found = parts(rings.queue.pop_buffers(16, 0))
+        rings.queue.unpop(1)
+        (popped,) = rings.queue.pop_batch(16)
+        assert found == [(rings.memory.gpa_of(view), len(view)) for view in popped.readable]
+    rings.describe(2, DATA, 48, NEXT, 0)
+    rings.offer(0)
+    with pytest.raises(VirtqueueError, match="loop"):
+        rings.queue.pop_buffers(16, 0)
 
 
 @given(
@@ -430,35 +470,42 @@ def test_no_ring_makes_the_queue_do_anything_but_work_or_refuse(
     rings.queue.enable_notifications()
 
 
-buffers = st.tuples(
-    st.integers(0, 12).map(lambda n: MEMORY - 160 + 16 * n),
-    st.sampled_from([16, 16, 32, 0]),
-    st.sampled_from([WRITE, WRITE, WRITE, 0]),
-    st.just(0),
-)
-
-
 @given(
-    table=st.lists(buffers, min_size=SIZE, max_size=SIZE),
-    heads=st.lists(st.integers(0, SIZE - 1), max_size=SIZE),
+    tables=st.lists(st.lists(descriptors, min_size=SIZE, max_size=SIZE), min_size=1, max_size=3),
+    indirect=st.lists(descriptors, min_size=SIZE, max_size=SIZE),
+    heads=st.lists(st.integers(0, SIZE), min_size=1, max_size=SIZE),
+    flag=st.sampled_from([0, WRITE]),
 )
-def test_popped_as_buffers_or_as_chains_it_is_the_same_memory(
-    table: list[tuple[int, int, int, int]], heads: list[int]
+def test_buffers_are_what_chains_have(
+    tables: list[list[tuple[int, int, int, int]]],
+    indirect: list[tuple[int, int, int, int]],
+    heads: list[int],
+    flag: int,
 ) -> None:
+    """In every ring, and however it changes; and what is not in memory is never taken for it."""
     rings = Rings()
-    for slot, fields in enumerate(table):
-        rings.describe(slot, *fields)
-    rings.offer(*heads)
-    found = rings.queue.pop_buffers(SIZE)
-    if found is None:
-        return
-    rings.queue.unpop(len(found[0]))
-    chains = rings.queue.pop_batch(SIZE)
-    assert found[0] == [chain.head for chain in chains]
-    assert found[1] == [chain.writable_bytes for chain in chains]
-
-    def addresses(views: list[memoryview]) -> list[int]:
-        starts = [(rings.memory.gpa_of(view), len(view)) for view in views]
-        return [start + at for start, length in starts for at in range(length)]
-
-    assert addresses(found[2]) == addresses([chain.writable[0] for chain in chains])
+    for slot, fields in enumerate(indirect):
+        rings.describe(slot, *fields, table=TABLE)
+    for table in [each for each in tables for _ in range(2)]:
+        for slot, fields in enumerate(table):
+            rings.describe(slot, *fields)
+        rings.offer(*heads)
+        try:
+            chains = rings.queue.pop_batch(SIZE)
+            rings.queue.unpop(len(chains))
+            expected = [chain.writable if flag else chain.readable for chain in chains]
+        except VirtqueueError:
+            try:
+                popped = parts(rings.queue.pop_buffers(SIZE, flag))
+            except VirtqueueError:
+                return
+            assert not all(rings.memory.contains(*part) for part in popped)
+            return
+        found = rings.queue.pop_buffers(SIZE, flag)
+        assert parts(found) == [
+            (rings.memory.gpa_of(view), len(view)) for views in expected for view in views
+        ]
+        assert found is not None
+        assert found.heads == [chain.head for chain in chains]
+        assert found.counts == [len(views) for views in expected]
+        assert found.sizes == [sum(map(len, views)) for views in expected]
