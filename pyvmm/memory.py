@@ -78,11 +78,11 @@ class GuestMemory:
         prealloc: bool = False,
         mergeable: bool = False,
     ) -> None:
+        self.fd = -1
         self.page_size = HUGE_PAGE_SIZE if hugepages else PAGE_SIZE
         if size <= 0 or size % self.page_size:
             raise ValueError(f"memory size {size} is not a positive multiple of {self.page_size}")
         self.size = size
-        self.fd = -1
         self._stays_allocated = hugepages or prealloc
         hint = "use a smaller --memory"
         if hugepages:
@@ -169,6 +169,9 @@ class GuestMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def contains(self, gpa: int, length: int) -> bool:
         """Whether ``length`` bytes at ``gpa`` are all RAM."""

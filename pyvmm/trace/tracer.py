@@ -83,7 +83,9 @@ class Output:
                 try:
                     rest = rest[os.write(self._fd, rest) :]
                 except BlockingIOError:  # by the flags of whoever shares our stdout
-                    select.select([], [self._fd], [])
+                    room = select.poll()
+                    room.register(self._fd, select.POLLOUT)
+                    room.poll()
         except OSError as error:
             self.break_off(error.strerror)
 

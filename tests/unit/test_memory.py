@@ -330,3 +330,11 @@ def test_huge_pages_are_discarded_whole(monkeypatch: pytest.MonkeyPatch) -> None
 def test_huge_pages_come_in_2_mib() -> None:
     with pytest.raises(ValueError):
         GuestMemory(HUGE_PAGE_SIZE + PAGE_SIZE, hugepages=True)
+
+
+def test_its_descriptor_goes_with_the_last_reference() -> None:
+    memory = GuestMemory(SIZE)
+    descriptor = memory.fd
+    del memory
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
