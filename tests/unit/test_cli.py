@@ -281,7 +281,7 @@ def test_something_else_than_kvm() -> None:
 
 
 def test_a_directory_that_a_container_s_mount_has_made(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="can't open .*: Is a directory") as raised:
+    with pytest.raises(HostError, match=r"can't open .*: Is a directory") as raised:
         Kvm(str(tmp_path))
     assert f"rm -r {tmp_path}" in raised.value.hint
 
