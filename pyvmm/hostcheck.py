@@ -19,7 +19,7 @@ from pyvmm.boot.entry import EntryState
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.kvm import Kvm
 from pyvmm.kvm._kvm import lib
-from pyvmm.kvm.system import DEVICE, cpu_flags, host_has_hardware_kvm, permission_fix
+from pyvmm.kvm.system import DEVICE, cpu_flags, host_has_hardware_kvm, node_fix, permission_fix
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vcpu import enter
 
@@ -116,7 +116,9 @@ def _device() -> Iterator[Finding]:
     owner, group = _user_name(status.st_uid), _group_name(status.st_gid)
     mode = stat.filemode(status.st_mode)
     detail = f"{DEVICE} {mode} {owner}:{group}"
-    if os.access(DEVICE, os.R_OK | os.W_OK):
+    if not stat.S_ISCHR(status.st_mode):
+        yield Finding("device", "fail", f"{detail}: not a device", node_fix())
+    elif os.access(DEVICE, os.R_OK | os.W_OK):
         yield Finding("device", "ok", detail)
     else:
         yield Finding("device", "fail", f"{detail}: no permission", permission_fix())

@@ -34,6 +34,14 @@ def permission_fix(device: str = DEVICE) -> str:
     return f"sudo chgrp kvm {device} && sudo chmod 660 {device} && {join}, then log in again"
 
 
+def node_fix(device: str = DEVICE) -> str:
+    """The command that puts KVM's device where something else is: a directory that a container's
+    mount has made, a device without a driver."""
+    return (
+        f"load the module kvm_intel or kvm_amd; sudo rm -r {device}; sudo mknod {device} c 10 232"
+    )
+
+
 def cpu_flags() -> frozenset[str]:
     """The flags of this host's CPUs, as /proc/cpuinfo has them; empty if it can't be read."""
     try:
@@ -72,14 +80,12 @@ class Kvm:
         except PermissionError as error:
             raise HostError(f"no permission to open {device}", permission_fix(device)) from error
         except OSError as error:
-            raise HostError(
-                f"can't open {device}: {error.strerror}", "'pyvmm check' tells more"
-            ) from error
+            raise HostError(f"can't open {device}: {error.strerror}", node_fix(device)) from error
         try:
             version = self.api_version()
         except HostError as error:
             self.close()
-            raise HostError(f"{device} is not KVM: {error.message}") from error
+            raise HostError(f"{device} is not KVM: {error.message}", node_fix(device)) from error
         if version != lib.KVM_API_VERSION:
             self.close()
             raise HostError(f"KVM's API version is {version}, not {lib.KVM_API_VERSION}")

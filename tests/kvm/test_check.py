@@ -33,6 +33,14 @@ def test_a_container_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "--device" in device.fix
 
 
+def test_a_directory_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Docker makes one of `-v /dev/kvm:/dev/kvm` where there is no KVM."""
+    monkeypatch.setattr(hostcheck, "DEVICE", str(tmp_path))
+    device = hostcheck.examine()[0]
+    assert (device.level, device.detail.endswith("not a device")) == ("fail", True)
+    assert "mknod" in device.fix
+
+
 def test_what_stands_in_the_way_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     good = hostcheck.Finding("API version", "ok", "12")
     bad = hostcheck.Finding("device", "fail", "no permission", "ask for it")

@@ -275,8 +275,15 @@ def test_no_kvm(tmp_path: Path) -> None:
 
 
 def test_something_else_than_kvm() -> None:
-    with pytest.raises(HostError, match="not KVM"):
+    with pytest.raises(HostError, match="not KVM") as raised:
         Kvm("/dev/null")
+    assert "mknod /dev/null c 10 232" in raised.value.hint
+
+
+def test_a_directory_that_a_container_s_mount_has_made(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"can't open .*: Is a directory") as raised:
+        Kvm(str(tmp_path))
+    assert f"rm -r {tmp_path}" in raised.value.hint
 
 
 def test_kvm_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
