@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pyvmm import host
@@ -170,8 +171,10 @@ class GuestMemory:
             os.close(self.fd)
             self.fd = -1
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound above, because at the interpreter's end there may be no module os any more.
+        if self.fd >= 0:
+            close(self.fd)
 
     def contains(self, gpa: int, length: int) -> bool:
         """Whether ``length`` bytes at ``gpa`` are all RAM."""
