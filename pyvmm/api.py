@@ -61,14 +61,14 @@ class Stats(NamedTuple):
     """Figures of a run so far.
 
     ``seconds`` since the start; ``exits`` of each vCPU to PyVMM since the last reset; ``reboots``;
-    ``memory`` is how many bytes of the guest's RAM the host has allocated (None if the kernel
-    doesn't tell, with ``mergeable=on``); ``faults`` is what the guest did wrong and how often.
+    ``memory`` is how many bytes of the guest's RAM the host has allocated; ``faults`` is what the
+    guest did wrong and how often.
     """
 
     seconds: float
     exits: tuple[int, ...]
     reboots: int
-    memory: int | None
+    memory: int
     faults: Mapping[str, int]
 
 

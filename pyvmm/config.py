@@ -140,15 +140,18 @@ class MemoryBacking(NamedTuple):
     hugepages: bool = False
     prealloc: bool = False
     mergeable: bool = False
+    thp: bool = True
 
     @classmethod
     def parse(cls, text: str) -> tuple[int, MemoryBacking]:
-        """(size, backing) from ``SIZE[,hugepages=on][,prealloc=on][,mergeable=on]``."""
+        """(size, backing) from ``SIZE[,hugepages=on][,prealloc=on][,mergeable=on][,thp=off]``."""
         known = dict.fromkeys(cls._fields, "on|off")
         size, options = parse_sub_options(text, "--memory", known)
         switches = {
             key: parse_switch(value, f"--memory {size},{key}") for key, value in options.items()
         }
+        if switches.get("hugepages") and switches.get("thp"):
+            raise ConfigError("--memory: it is in huge pages already: hugepages=on or thp=on")
         return parse_size(size, "--memory"), cls(**switches)
 
 

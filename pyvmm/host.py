@@ -14,6 +14,7 @@ FALLOC_FL_KEEP_SIZE: int = lib.FALLOC_FL_KEEP_SIZE
 FALLOC_FL_PUNCH_HOLE: int = lib.FALLOC_FL_PUNCH_HOLE
 FALLOC_FL_ZERO_RANGE: int = lib.FALLOC_FL_ZERO_RANGE
 MADV_DONTNEED: int = lib.MADV_DONTNEED
+MADV_HUGEPAGE: int = lib.MADV_HUGEPAGE
 MADV_MERGEABLE: int = lib.MADV_MERGEABLE
 MADV_POPULATE_WRITE: int = lib.MADV_POPULATE_WRITE
 
@@ -42,6 +43,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def madvise(view: memoryview, advice: int) -> None:
     """madvise(2) for the pages of ``view``, which begins at a page's start."""
     _check(lib.madvise(ffi.from_buffer(view), len(view), advice))
+
+
+def resident_pages(view: memoryview, page_size: int) -> int:
+    """How many of the pages of ``view``, which begins at a page's start, the host has allocated:
+    mincore(2)."""
+    pages = bytearray(-(-len(view) // page_size))
+    _check(lib.mincore(ffi.from_buffer(view), len(view), ffi.from_buffer(pages)))
+    return pages.count(1)
 
 
 def address_of(view: memoryview) -> int:

@@ -1,8 +1,9 @@
 """Guest-physical memory.
 
 RAM is one memfd, so that it can later be shared with another process (vhost-user) and so that
-KVM, our devices and the host's I/O calls all use the same pages. (Mergeable memory is the
-exception: the kernel merges private pages only.) It appears in the guest-physical address space
+KVM, our devices and the host's I/O calls all use the same pages. (The exceptions are mergeable
+memory, because the kernel merges private pages only, and transparent huge pages, which most hosts
+give to private memory only.) It appears in the guest-physical address space
 as one or two regions: below the 32-bit MMIO hole, and from 4 GiB up for what doesn't fit below
 it. GPA stands for guest-physical address throughout.
 
@@ -18,6 +19,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from pyvmm import host
@@ -65,8 +67,9 @@ class GuestMemory:
     """The guest's RAM: ``size`` bytes, a multiple of ``page_size``.
 
     It is made of huge pages of 2 MiB, reserved for it, with ``hugepages``; allocated in full now
-    and not when it is touched with ``prealloc``; and subject to same-page merging (KSM) with
-    ``mergeable``, which excludes huge pages and leaves no file to share (``fd`` is -1).
+    and not when it is touched with ``prealloc``; subject to same-page merging (KSM) with
+    ``mergeable``, not together with ``hugepages``; and with ``thp`` the host uses huge pages where
+    it has some. With one of the last two there is no file to share (``fd`` is -1).
 
     Raises :class:`~pyvmm.errors.HostError` if the host won't map or allocate that much.
     """
@@ -78,8 +81,10 @@ class GuestMemory:
         hugepages: bool = False,
         prealloc: bool = False,
         mergeable: bool = False,
+        thp: bool = False,
     ) -> None:
         self.fd = -1
+        thp = thp and not hugepages
         self.page_size = HUGE_PAGE_SIZE if hugepages else PAGE_SIZE
         if size <= 0 or size % self.page_size:
             raise ValueError(f"memory size {size} is not a positive multiple of {self.page_size}")
@@ -90,7 +95,7 @@ class GuestMemory:
             wanted = size // HUGE_PAGE_SIZE
             hint = f"reserve huge pages with 'sysctl vm.nr_hugepages={wanted}', more if others do"
         try:
-            if not mergeable:
+            if not (mergeable or thp):
                 flags = os.MFD_HUGETLB | os.MFD_HUGE_2MB if hugepages else 0
                 self.fd = os.memfd_create("pyvmm-guest-ram", os.MFD_CLOEXEC | flags)
                 os.ftruncate(self.fd, size)
@@ -99,6 +104,9 @@ class GuestMemory:
             self.regions = self._map(0 if hugepages else MAP_NORESERVE)
             if mergeable:
                 self._advise_merging()
+            if thp:
+                with suppress(OSError):  # a kernel without them
+                    self._advise(host.MADV_HUGEPAGE)
             if prealloc:
                 self._allocate()
         except (OSError, OverflowError, ValueError) as error:
@@ -119,20 +127,22 @@ class GuestMemory:
         pieces = [(0, below, 0)]
         if self.size > below:
             pieces.append((MMIO_HOLE_END, self.size - below, below))
+        map_piece = self._map_file if self.fd >= 0 else _map_private
         return tuple(
-            MemoryRegion(
-                gpa,
-                length,
-                offset,
-                memoryview(mmap.mmap(self.fd, length, flags, offset=offset if self.fd >= 0 else 0)),
-            )
+            MemoryRegion(gpa, length, offset, map_piece(length, flags, offset))
             for gpa, length, offset in pieces
         )
 
+    def _map_file(self, length: int, flags: int, offset: int) -> memoryview:
+        return memoryview(mmap.mmap(self.fd, length, flags, offset=offset))
+
+    def _advise(self, advice: int) -> None:
+        for region in self.regions:
+            host.madvise(region.view, advice)
+
     def _advise_merging(self) -> None:
         try:
-            for region in self.regions:
-                host.madvise(region.view, host.MADV_MERGEABLE)
+            self._advise(host.MADV_MERGEABLE)
         except OSError as error:
             raise HostError(f"--memory: the host can't merge pages: {error.strerror}") from error
 
@@ -161,9 +171,12 @@ class GuestMemory:
         return self.regions[-1].end
 
     @property
-    def allocated(self) -> int | None:
-        """How many bytes the host has allocated for it; None if there is no memfd to ask."""
-        return os.fstat(self.fd).st_blocks * 512 if self.fd >= 0 else None
+    def allocated(self) -> int:
+        """How many bytes the host has allocated for it."""
+        if self.fd >= 0:
+            return os.fstat(self.fd).st_blocks * 512
+        pages = sum(host.resident_pages(region.view, PAGE_SIZE) for region in self.regions)
+        return pages * PAGE_SIZE
 
     def close(self) -> None:
         """Close the memfd. The mapping itself goes when the last view of it does."""
@@ -272,6 +285,14 @@ class GuestMemory:
 
     def write_u64(self, gpa: int, value: int) -> None:
         _U64.pack_into(self.view(gpa, 8), 0, value)
+
+
+def _map_private(length: int, flags: int, _: int) -> memoryview:
+    """Private memory at a multiple of 2 MiB, as its GPA is: only then the guest's page tables and
+    the host's can both have huge pages there."""
+    mapping = memoryview(mmap.mmap(-1, length + HUGE_PAGE_SIZE, flags))
+    start = -host.address_of(mapping) % HUGE_PAGE_SIZE
+    return mapping[start : start + length]
 
 
 def _available() -> int:

@@ -81,9 +81,9 @@ FILE = click.Path(readable=False)
     "--memory",
     default=format_size(DEFAULT_MEMORY).replace(" MiB", "M"),
     show_default=True,
-    metavar="SIZE[,hugepages=on][,prealloc=on][,mergeable=on]",
-    help="Guest memory; with the switches in huge pages of 2 MiB, allocated at the start, subject"
-    " to same-page merging (KSM).",
+    metavar="SIZE[,hugepages=on][,prealloc=on][,mergeable=on][,thp=off]",
+    help="Guest memory; with the switches in huge pages reserved for it, allocated at the start,"
+    " subject to same-page merging (KSM), or without the huge pages that the host has at hand.",
 )
 @click.option(
     "-c", "--cpus", type=int, default=1, show_default=True, metavar="N", help="Number of vCPUs."

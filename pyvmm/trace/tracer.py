@@ -292,10 +292,10 @@ class Tracer:
     def _sample_memory(self, events: list[dict[str, Any]]) -> None:
         """How much the guest has now; with the time of the last event, which may lag behind."""
         now = time.monotonic_ns()
-        if self._memory is None or self._memory.fd < 0 or now - self._sampled_ns < SAMPLE_NS:
+        if self._memory is None or now - self._sampled_ns < SAMPLE_NS:
             return
         self._sampled_ns = now
-        resident = os.fstat(self._memory.fd).st_blocks * 512
+        resident = self._memory.allocated
         if resident != self._resident:
             self._resident = resident
             ns = events[-1]["ns"] if events else now - self._start_ns

@@ -205,6 +205,10 @@ class TestMemory:
             MemoryBacking(hugepages=True, prealloc=True),
         )
         assert MemoryBacking.parse("1G,mergeable=on")[1] == MemoryBacking(mergeable=True)
+        assert MemoryBacking.parse("1G")[1].thp
+        assert not MemoryBacking.parse("1G,thp=off")[1].thp
+        with pytest.raises(ConfigError, match="in huge pages already"):
+            MemoryBacking.parse("1G,thp=on,hugepages=on")
 
     @pytest.mark.parametrize("text", ["", "1X", "1G,huge=on", "1G,prealloc", "1G,prealloc=yes"])
     def test_errors(self, text: str) -> None:

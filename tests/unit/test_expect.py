@@ -159,7 +159,8 @@ class Shell:
     def __init__(self, *words: str) -> None:
         self._terminal, slave = pty.openpty()
         self._process = subprocess.Popen(
-            ("setsid", "--ctty", *words), stdin=slave, stdout=slave, stderr=slave,
+            ("setsid", "--ctty", "env", "--default-signal", *words),
+            stdin=slave, stdout=slave, stderr=slave,
             env={"PATH": os.environ["PATH"], "PS1": "here# ", "TERM": "vt100"},
         )  # fmt: skip
         os.close(slave)

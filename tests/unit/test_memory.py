@@ -297,6 +297,56 @@ def test_mergeable_memory_is_private_and_the_kernel_knows(either: GuestMemory) -
     assert ("mg" in flags, "sh" in flags) == (mergeable, not mergeable)
 
 
+class TestTransparentHugePages:
+    """What tests of GuestMemory by itself don't ask for, and machines have by default."""
+
+    def test_the_kernel_knows(self) -> None:
+        memory = GuestMemory(8 * MIB, thp=True)
+        flags = smaps_flags(memory)
+        assert ("hg" in flags, "sh" in flags) == (True, False)
+        assert memory.fd == -1
+
+    def test_page_tables_of_guest_and_host_can_have_them_at_the_same_places(self) -> None:
+        memory = GuestMemory(MMIO_HOLE_START + 4 * MIB, thp=True)
+        for region in memory.regions:
+            assert (host.address_of(region.view) - region.gpa) % HUGE_PAGE_SIZE == 0
+            assert len(region.view) == region.size
+        with pytest.raises(GuestMemoryError):
+            memory.view(MMIO_HOLE_END, 4 * MIB + 1)
+
+    def test_what_the_host_has_allocated(self) -> None:
+        memory = GuestMemory(16 * MIB, thp=True)
+        assert memory.allocated == 0
+        memory.write_u8(4 * MIB, 1)
+        assert PAGE_SIZE <= memory.allocated <= HUGE_PAGE_SIZE
+        memory.clear(0, 16 * MIB)
+        assert memory.allocated == 0
+        assert memory.read_u8(4 * MIB) == 0
+
+    def test_pieces_go_back_to_the_host(self) -> None:
+        memory = GuestMemory(4 * MIB, thp=True)
+        memory.fill(0, 4 * MIB, 0xAA)
+        memory.discard(PAGE_SIZE, PAGE_SIZE)
+        assert memory.allocated == 4 * MIB - PAGE_SIZE
+        assert memory.read(0, 3 * PAGE_SIZE) == (
+            b"\xaa" * PAGE_SIZE + bytes(PAGE_SIZE) + b"\xaa" * PAGE_SIZE
+        )
+
+    def test_a_kernel_without_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(view: memoryview, advice: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+        monkeypatch.setattr(host, "madvise", refuse)
+        GuestMemory(SIZE, thp=True).write_u8(0, 1)
+
+    def test_reserved_huge_pages_are_more(self) -> None:
+        try:
+            memory = GuestMemory(2 * HUGE_PAGE_SIZE, hugepages=True, thp=True)
+        except HostError:
+            return  # the host has none reserved: refused as without thp
+        assert memory.fd >= 0
+
+
 def test_a_kernel_that_merges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(view: memoryview, advice: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
