@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from traceback import walk_stack
 
 import pytest
 from kvm.assembler import assemble
@@ -411,10 +413,20 @@ def test_an_error_while_results_are_written_reaches_who_waits(
 
 def test_an_interrupted_program_gets_the_signal_while_it_waits(talker: dict[str, str]) -> None:
     """Ctrl-C in a test run: the main thread has to be the one that the kernel wakes."""
-    assert threading.current_thread() is threading.main_thread()
+    main = threading.main_thread()
+    assert threading.current_thread() is main
+
+    def waits() -> bool:
+        frame = sys._current_frames()[main.ident or 0]
+        return any(each.f_code is pyvmm.Machine.wait.__code__ for each, _ in walk_stack(frame))
+
+    def interrupt() -> None:
+        wait_until(waits)  # or the signal would end the test run itself
+        os.kill(os.getpid(), signal.SIGINT)
+
     with pyvmm.Machine(**talker) as vm:
         vm.console.expect(">", LONG)
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             vm.wait(LONG)
 
