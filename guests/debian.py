@@ -14,6 +14,8 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from guests import artefacts
+
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 
@@ -104,6 +106,17 @@ def unpack(package: str, target: Path) -> None:
     (archive,) = target.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
     archive.unlink()
+
+
+def fetch(package: str, directory: Path) -> Path:
+    """Have a package's files below ``directory``, which is returned; downloaded unless they are
+    there."""
+    inputs = artefacts.digest([], package)
+    with artefacts.lock():
+        if not artefacts.is_fresh(directory, inputs):
+            with artefacts.making(directory, inputs) as unfinished:
+                unpack(package, unfinished)
+    return directory
 
 
 def apt(command: Sequence[str], cwd: Path | None = None) -> str:

@@ -17,12 +17,7 @@ KERNEL_32 = DIRECTORY / "boot/memtest86+ia32.bin"
 
 def build() -> Path:
     """Fetch the package unless it is there; return the directory."""
-    inputs = artefacts.digest([], PACKAGE)
-    with artefacts.lock():
-        if not artefacts.is_fresh(DIRECTORY, inputs):
-            with artefacts.making(DIRECTORY, inputs) as unfinished:
-                debian.unpack(PACKAGE, unfinished)
-    return DIRECTORY
+    return debian.fetch(PACKAGE, DIRECTORY)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,7 @@ ROM = DIRECTORY / "usr/share/seabios/bios-256k.bin"
 
 def build() -> Path:
     """Fetch the package unless it is there; return the directory."""
-    inputs = artefacts.digest([], PACKAGE)
-    with artefacts.lock():
-        if not artefacts.is_fresh(DIRECTORY, inputs):
-            with artefacts.making(DIRECTORY, inputs) as unfinished:
-                debian.unpack(PACKAGE, unfinished)
-    return DIRECTORY
+    return debian.fetch(PACKAGE, DIRECTORY)
 
 
 if __name__ == "__main__":
