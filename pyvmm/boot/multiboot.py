@@ -151,13 +151,7 @@ def load(
     found = modules.load(initrd, memory, [(piece.address, piece.end) for piece in pieces])
     command_lines.write(memory, line)
     memory.write(layout.MULTIBOOT_INFO, _information(memory, found))
-    return EntryState.protected_mode(
-        memory,
-        address,
-        rax=BOOTLOADER_MAGIC,
-        rbx=layout.MULTIBOOT_INFO,
-        rsp=layout.BOOT_STACK_TOP,
-    )
+    return entry_state(memory, address, BOOTLOADER_MAGIC)
 
 
 def plan(image: Image, header: Header) -> tuple[list[Placement], int]:
@@ -207,6 +201,13 @@ def place(
     for piece in pieces:
         image.read_into(memory.view(piece.address, piece.length), piece.offset)
         memory.clear(piece.address + piece.length, piece.size - piece.length)
+
+
+def entry_state(memory: GuestMemory, address: int, magic: int) -> EntryState:
+    """The state at entry (section 3.2), which Multiboot 2 has in common: ``magic`` is in EAX."""
+    return EntryState.protected_mode(
+        memory, address, rax=magic, rbx=layout.MULTIBOOT_INFO, rsp=layout.BOOT_STACK_TOP
+    )
 
 
 def lower_and_upper(entries: list[MapEntry]) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from pyvmm.boot.memory_map import memory_map
 from pyvmm.boot.multiboot import (
     BOOT_LOADER_NAME,
     Placement,
+    entry_state,
     lower_and_upper,
     place,
     plan_by_addresses,
@@ -48,7 +49,9 @@ OPTIONAL = 1 << 0
 
 
 class HeaderTag(IntEnum):
-    """Section 3.1.4 and on."""
+    """Section 3.1.4 and on. Some need nothing done: modules are aligned to pages anyway, EFI's tags
+    are for a machine with EFI, and where a relocatable kernel was linked for is a place for it,
+    too."""
 
     END = 0
     INFORMATION_REQUEST = 1
@@ -79,13 +82,6 @@ class InfoTag(IntEnum):
 
 CONSOLE_REQUIRED = 1 << 0
 """In CONSOLE_FLAGS: there has to be a console that the information describes."""
-
-WITHOUT_EFFECT = frozenset(
-    (HeaderTag.MODULE_ALIGN, HeaderTag.EFI_BS, HeaderTag.ENTRY_ADDRESS_EFI32,
-     HeaderTag.ENTRY_ADDRESS_EFI64, HeaderTag.RELOCATABLE)
-)  # fmt: skip
-"""Modules are aligned to pages anyway, EFI's tags are for a machine with EFI, and where a
-relocatable kernel was linked for is a place for it, too."""
 
 _HEADER = struct.Struct("<4I")
 _TAG = struct.Struct("<HHI")
@@ -167,13 +163,7 @@ def load(
     if len(blob) > layout.MULTIBOOT_INFO_SIZE:
         raise ImageError(f"the command line and the texts of {len(found)} modules are too long")
     memory.write(layout.MULTIBOOT_INFO, blob)
-    return EntryState.protected_mode(
-        memory,
-        address,
-        rax=BOOTLOADER_MAGIC,
-        rbx=layout.MULTIBOOT_INFO,
-        rsp=layout.BOOT_STACK_TOP,
-    )
+    return entry_state(memory, address, BOOTLOADER_MAGIC)
 
 
 def refuse_what_is_not_there(image: Image, header: Header) -> None:
@@ -182,8 +172,7 @@ def refuse_what_is_not_there(image: Image, header: Header) -> None:
         raise _cannot(image, f"is for architecture {header.architecture}, not x86")
     if HeaderTag.FRAMEBUFFER in header.required:
         raise _cannot(image, "wants a frame buffer, and this machine has no screen")
-    known = WITHOUT_EFFECT | set(HeaderTag)
-    unknown = header.required - known
+    unknown = header.required - set(HeaderTag)
     if unknown:
         raise _cannot(image, f"has a tag of type {min(unknown)}, which nobody knows")
     if HeaderTag.CONSOLE_FLAGS in header.required:

@@ -27,13 +27,10 @@ def choose(image: Image, entry: str) -> str:
             raise ImageError(f"kernel {image.name} has no {entry_name(entry)} header")
         return entry
     found = kind.kind_of(image)
-    if (
-        entry == "auto"
-        and found is not kind.BZIMAGE
-        and not (found is kind.ELF and _expects_vmm(image))
-    ):
+    if entry == "auto" and found is not kind.BZIMAGE:
         for name in MULTIBOOT:
-            if _has_header(image, name):
+            # The ELF file is looked into only if there is a choice: loading it does so again.
+            if _has_header(image, name) and not (found is kind.ELF and _expects_vmm(image)):
                 return name
     return kind.require_kernel(image).name
 
