@@ -461,10 +461,9 @@ class Machine:
         return self._results.record.watch(name, self._verdict.watch(LAST_LINES))
 
     def _before_reset(self) -> None:
-        """A panic is the guest's end, even if it means to recover from it by a reboot."""
+        """What it said before is to be seen first."""
         self._consoles.flush(FLUSH_SECONDS)
-        if self._verdict.panicked or self._verdict.decided:
-            self._verdict.panic_over()
+        self._verdict.before_reset()
 
     def _open_stdio(self, on_output: OnOutput | None) -> StreamBackend:
         def both(data: bytes) -> None:

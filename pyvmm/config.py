@@ -338,6 +338,12 @@ class MachineConfig:
         return [number for _, number in chosen] + [n for index, n in disks if index is None]
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """The files that the guest needs, which nothing of ours may write to."""
+        given = (self.kernel, self.firmware, self.initrd, *(disk.path for disk in self.disks))
+        return tuple(path for path in given if path is not None)
+
+    @property
     def mmio_devices(self) -> int:
         """How many virtio devices there are behind mmio. Every virtio device's configuration is a
         field, or in a tuple that is one, and has an attribute ``transport``."""

@@ -127,8 +127,7 @@ class Consoles:
 
 def refuse_to_overwrite(config: MachineConfig, path: str, option: str) -> None:
     """ConfigError if the file at ``path``, which ``option`` would write, is one of the guest's."""
-    disks = (disk.path for disk in config.disks)
-    for image in (config.kernel, config.firmware, config.initrd, *disks):
+    for image in config.images:
         with suppress(OSError):
-            if image is not None and os.path.samefile(path, image):
+            if os.path.samefile(path, image):
                 raise ConfigError(f"{option}: {path} is an image that the guest needs")

@@ -218,10 +218,9 @@ class Supervisor:
         return True
 
     def _before_reset(self) -> None:
-        """A panic is the guest's end, even if it means to recover from it by a reboot."""
+        """What it said before is to be seen first."""
         self._flush_consoles(LAST_WORDS_SECONDS)
-        if self.verdict.panicked or self.verdict.decided:
-            self.verdict.panic_over()
+        self.verdict.before_reset()
 
     def say(self, line: str) -> None:
         """A line of our own on stderr."""

@@ -122,10 +122,11 @@ class Verdict:
         """Whether no console has printed anything."""
         return not any(watch.tail() for watch in self.watches)
 
-    @property
-    def panicked(self) -> bool:
-        """Whether the guest has said that it panicked."""
-        return self._panic is not None
+    def before_reset(self) -> None:
+        """The guest is about to reboot. A panic is its end, even if it means to recover from it
+        that way; and so is a report that it was only let run on to finish."""
+        if self._panic is not None or self.decided:
+            self.panic_over()
 
     @property
     def panic(self) -> str:

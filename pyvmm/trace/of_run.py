@@ -22,8 +22,7 @@ def open_tracer(
 ) -> Tracer:
     """A tracer that writes ``traces`` and, when it is closed, the page ``report``, which is not to
     be one of the run's other ``outputs``. The rest is as for :meth:`Tracer.open`."""
-    disks = (disk.path for disk in config.disks)
-    inputs = config.kernel, config.firmware, config.initrd, *disks
+    inputs = config.images
     if report is None:
         return Tracer.open(traces, filters, symbols=symbols, inputs=inputs, say=say)
     from pyvmm.report.of_run import RunReport  # here, because few runs want one
