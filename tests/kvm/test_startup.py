@@ -11,6 +11,8 @@ STATUS = 21 << 1 | 1
 
 SLOW = {
     "asyncio",
+    "click",
+    "inspect",
     "json",
     "logging",
     "pathlib",
