@@ -3,12 +3,12 @@
 Document: ACPI specification 6.5, chapter 5 (tables), chapter 4 (fixed hardware), section 6
 (devices); the PCI Firmware Specification 3.3 for MCFG, _OSC and the host bridge. RSDP, XSDT, FADT
 with FACS, MADT, MCFG and a DSDT, built here and placed below 1 MiB, where an operating system
-that isn't told the address looks for them.
+that isn't told the address looks for them. There is an RSDT, too: boot loaders (GRUB's `halt`) know
+no other root.
 
 The machine is always in ACPI mode (there is no SMM to switch it), sleeps only for good (S5), and
-has interrupt lines for PCI that are hard-wired to the IOAPIC. Left out: RSDT (for ACPI 1.0), GPEs,
-HPET, thermal and battery devices, hot-plug, NUMA tables, x2APIC entries (they are for APIC IDs
-from 255 up).
+has interrupt lines for PCI that are hard-wired to the IOAPIC. Left out: GPEs, HPET, thermal
+and battery devices, hot-plug, NUMA tables, x2APIC entries (they are for APIC IDs from 255 up).
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def build(
         blob.add("APIC", _madt(cpus, sorted({mmio.gsi for mmio in virtio_mmio}))),
         blob.add("MCFG", _mcfg()),
     ]
+    rsdt = blob.add("RSDT", _table(b"RSDT", 1, struct.pack(f"<{len(listed)}I", *listed)))
     xsdt = blob.add("XSDT", _table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
-    return blob.finish(_rsdp(xsdt))
+    return blob.finish(_rsdp(rsdt, xsdt))
 
 
 class _Blob:
@@ -200,10 +201,9 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(table)
 
 
-def _rsdp(xsdt: int) -> bytes:
+def _rsdp(rsdt: int, xsdt: int) -> bytes:
     revision = 2
-    no_rsdt = 0
-    rsdp = bytearray(_RSDP.pack(b"RSD PTR ", 0, OEM_ID, revision, no_rsdt, _RSDP.size, xsdt, 0))
+    rsdp = bytearray(_RSDP.pack(b"RSD PTR ", 0, OEM_ID, revision, rsdt, _RSDP.size, xsdt, 0))
     rsdp[_RSDP_V1_CHECKSUM_OFFSET] = _checksum(rsdp[:_RSDP_V1_SIZE])
     rsdp[_RSDP_CHECKSUM_OFFSET] = _checksum(rsdp)
     return bytes(rsdp)

@@ -47,7 +47,10 @@ def follow(tables: AcpiTables) -> dict[str, bytes]:
         return at(tables, gpa, int.from_bytes(at(tables, gpa + 4, 4), "little"))
 
     found = {"XSDT": table(int.from_bytes(rsdp[24:32], "little"))}
-    for (gpa,) in struct.iter_unpack("<Q", found["XSDT"][36:]):
+    found["RSDT"] = table(int.from_bytes(rsdp[16:20], "little"))
+    listed = list(struct.iter_unpack("<Q", found["XSDT"][36:]))
+    assert listed == list(struct.iter_unpack("<I", found["RSDT"][36:]))
+    for (gpa,) in listed:
         found[at(tables, gpa, 4).decode()] = table(gpa)
     facs, dsdt = struct.unpack_from("<II", found["FACP"], 36)
     (x_dsdt,) = struct.unpack_from("<Q", found["FACP"], 140)
@@ -132,7 +135,7 @@ def test_machines_that_cannot_be_described(arguments: dict[str, int]) -> None:
 def test_tables_are_written_for_iasl(tables: AcpiTables, tmp_path: Path) -> None:
     tables.write_tables(tmp_path)
     assert (tmp_path / "dsdt.dat").read_bytes() == tables.tables["DSDT"]
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
     with pytest.raises(PyvmmError, match="can't write"):
         tables.write_tables(tmp_path / "missing")
 
