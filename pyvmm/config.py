@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyvmm.errors import ConfigError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         RngConfig,
         VsockConfig,
     )
+    from pyvmm.floppy_config import FloppyConfig
     from pyvmm.user_devices.interface import UserDevice
 
 MIN_MEMORY = 2 * MIB
@@ -40,6 +40,8 @@ MAX_CPUS = 64
 MAX_HOST_CPU = 8191
 """The highest number that Linux can have."""
 MAX_DISKS = 16
+DRIVE_B = 1
+"""The BIOS's number of the second floppy drive."""
 MAX_SERIAL_PORTS = 4
 MAX_NETS = 8
 
@@ -158,8 +160,40 @@ class MemoryBacking(NamedTuple):
 PLAIN_MEMORY = MemoryBacking()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineConfig:
+class _MachineFields(NamedTuple):
+    """See :class:`MachineConfig`. A named tuple, not a data class: importing what makes those takes
+    a tenth of a run's start."""
+
+    kernel: str | None = None
+    flat: FlatConfig | None = None
+    firmware: str | None = None
+    initrd: str | None = None
+    command_line: str = DEFAULT_COMMAND_LINE
+    words: str | None = None
+    memory_size: int = DEFAULT_MEMORY
+    memory_backing: MemoryBacking = PLAIN_MEMORY
+    cpus: int = 1
+    cpu: CpuConfig = HOST_CPU
+    cpu_affinity: tuple[CpuPin, ...] = ()
+    disks: tuple[DiskConfig, ...] = ()
+    floppies: tuple[FloppyConfig, ...] = ()
+    nets: tuple[NetConfig, ...] = ()
+    rng: RngConfig | None = None
+    balloon: BalloonConfig | None = None
+    name: str = ""
+    serial: tuple[str, ...] = ("stdio",)
+    console: ConsoleConfig | None = None
+    vsock: VsockConfig | None = None
+    devices: tuple[UserDevice, ...] = ()
+    entry: str = "auto"
+    on_reboot: str = "exit"
+    transport: str = "pci"
+    mmio_cmdline: bool = False
+    debug_console: bool = False
+    debug_exit: bool = False
+
+
+class MachineConfig(_MachineFields):
     """Everything that :class:`~pyvmm.machine.Machine` needs to know.
 
     With ``flat`` the ``kernel`` is a flat binary. Without a ``kernel`` the guest starts at the
@@ -176,39 +210,23 @@ class MachineConfig:
     if it is empty, the kernel's file name does.
     """
 
-    kernel: str | None = None
-    flat: FlatConfig | None = None
-    firmware: str | None = None
-    initrd: str | None = None
-    command_line: str = DEFAULT_COMMAND_LINE
-    words: str | None = None
-    memory_size: int = DEFAULT_MEMORY
-    memory_backing: MemoryBacking = PLAIN_MEMORY
-    cpus: int = 1
-    cpu: CpuConfig = HOST_CPU
-    cpu_affinity: tuple[CpuPin, ...] = ()
-    disks: tuple[DiskConfig, ...] = ()
-    nets: tuple[NetConfig, ...] = ()
-    rng: RngConfig | None = None
-    balloon: BalloonConfig | None = None
-    name: str = ""
-    serial: tuple[str, ...] = ("stdio",)
-    console: ConsoleConfig | None = None
-    vsock: VsockConfig | None = None
-    devices: tuple[UserDevice, ...] = ()
-    entry: str = "auto"
-    on_reboot: str = "exit"
-    transport: str = "pci"
-    mmio_cmdline: bool = False
-    debug_console: bool = False
-    debug_exit: bool = False
+    __slots__ = ()
+
+    def __new__(cls, **fields: Any) -> MachineConfig:
+        config = super().__new__(cls, **fields)
+        config._check()
+        if not config.devices:
+            return config
+        from pyvmm.user_devices.loading import instances
+
+        return config._replace(devices=instances(config.devices))
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> MachineConfig:
         """From the options of ``pyvmm run``, which stand under the names of their parameters and
         may be left out. A disk or network card may be a record already."""
         given = {name: value for name, value in options.items() if value not in (None, ())}
-        fields = {name: given[name] for name in cls.__slots__ if name in given}
+        fields = {name: given[name] for name in cls._fields if name in given}
         on_virtio = given.get("console", "").partition(",")[0] == "stdio"
         if "memory" in given:
             fields["memory_size"], fields["memory_backing"] = MemoryBacking.parse(given["memory"])
@@ -219,6 +237,10 @@ class MachineConfig:
                 raise ConfigError("--flat and --kernel: one of them is the guest")
             fields["flat"] = flat = FlatConfig.parse(given["flat"])
             fields["kernel"] = flat.path
+        if "floppies" in given:
+            from pyvmm.floppy_config import parse_floppies  # few machines have one
+
+            fields["floppies"] = parse_floppies(given["floppies"])
         if "cpu_affinity" in given:
             fields["cpu_affinity"] = CpuPin.parse(given["cpu_affinity"])
         fields["command_line"] = command_line(
@@ -235,13 +257,15 @@ class MachineConfig:
             fields |= _virtio_devices(given)
         return cls(**fields)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.kernel == "":
             raise ConfigError("--kernel: the path is empty")
         if self.firmware == "":
             raise ConfigError("--firmware: the path is empty")
-        if self.kernel is None and not self.disks and not self.firmware:
+        if not (self.kernel is not None or self.disks or self.floppies or self.firmware):
             raise ConfigError("nothing to run: --kernel, --disk or --firmware says what")
+        if self.floppies and self.firmware:
+            raise ConfigError("--floppy: only PyVMM's own BIOS can read floppies, not --firmware")
         if self.initrd == "":
             raise ConfigError("--initrd: the path is empty")
         if "\0" in self.command_line:
@@ -259,10 +283,6 @@ class MachineConfig:
         self._check_memory()
         self._check_devices()
         self._check_places()
-        if self.devices:
-            from pyvmm.user_devices.loading import instances
-
-            object.__setattr__(self, "devices", instances(self.devices))
 
     def _check_cpus(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -327,29 +347,35 @@ class MachineConfig:
     @property
     def boots(self) -> str:
         """The name of the file that the guest starts from: kernel, first disk or firmware."""
-        disk = self.disks[0].path if self.disks else ""
-        return os.path.basename(self.kernel or disk or self.firmware or "")
+        return os.path.basename(self.kernel or next(iter(self._disks), "") or self.firmware or "")
 
     @property
     def boot_order(self) -> list[int]:
-        """The disks' numbers as the BIOS tries them: those with a bootindex first."""
-        disks = [(disk.bootindex, number) for number, disk in enumerate(self.disks)]
-        chosen = sorted((index, number) for index, number in disks if index is not None)
-        return [number for _, number in chosen] + [n for index, n in disks if index is None]
+        """The BIOS's numbers of the drives that it tries to boot from, in their order: those with
+        a bootindex, then the floppy in A: (0), then the disks (80h and on)."""
+        drives = [(floppy.bootindex, number) for number, floppy in enumerate(self.floppies)]
+        drives += [(disk.bootindex, 0x80 + number) for number, disk in enumerate(self.disks)]
+        chosen = sorted((index, number) for index, number in drives if index is not None)
+        others = [number for index, number in drives if index is None and number != DRIVE_B]
+        return [number for _, number in chosen] + others
 
     @property
     def images(self) -> tuple[str, ...]:
         """The files that the guest needs, which nothing of ours may write to."""
-        given = (self.kernel, self.firmware, self.initrd, *(disk.path for disk in self.disks))
+        given = (self.kernel, self.firmware, self.initrd, *self._disks)
         return tuple(path for path in given if path is not None)
+
+    @property
+    def _disks(self) -> list[str]:
+        """The files of the floppies and disks."""
+        return [drive.path for drive in self.floppies] + [disk.path for disk in self.disks]
 
     @property
     def mmio_devices(self) -> int:
         """How many virtio devices there are behind mmio. Every virtio device's configuration is a
         field, or in a tuple that is one, and has an attribute ``transport``."""
         found: list[Any] = []
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for value in self:
             if hasattr(value, "transport"):
                 found.append(value)
             elif isinstance(value, tuple):

@@ -8,8 +8,7 @@ go together with the rest of the machine, there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GIB, KIB, MIB
@@ -51,15 +50,7 @@ _NET_FAULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DiskConfig:
-    """A virtio-blk disk backed by a raw image file or a block device at ``path``.
-
-    ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
-    ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's; ``faults`` are to be
-    injected; ``bootindex`` is the disk's place among those that the BIOS tries to boot from.
-    """
-
+class _DiskFields(NamedTuple):
     path: str
     readonly: bool = False
     serial: str = ""
@@ -67,7 +58,23 @@ class DiskConfig:
     faults: DiskFaults | None = None
     bootindex: int | None = None
 
-    def __post_init__(self) -> None:
+
+class DiskConfig(_DiskFields):
+    """A virtio-blk disk backed by a raw image file or a block device at ``path``.
+
+    ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
+    ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's; ``faults`` are to be
+    injected; ``bootindex`` is the disk's place among those that the BIOS tries to boot from.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *values: Any, **fields: Any) -> DiskConfig:
+        disk = super().__new__(cls, *values, **fields)
+        disk._check()
+        return disk
+
+    def _check(self) -> None:
         if not self.path:
             raise ConfigError("--disk: the path is empty")
         if not self.serial.isprintable():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_an_end_that_a_signal_interrupts_can_be_had_again(
     guests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The supervisor's signal handler raises in the main thread, wherever that is."""
-    wanted = replace(config(guests / "endings", tmp_path / "disk"), command_line="halt")
+    wanted = config(guests / "endings", tmp_path / "disk")._replace(command_line="halt")
     machine = Machine(wanted, [NullBackend()])
     machine.start()
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,8 +133,7 @@ def resident_bytes() -> int:
 def test_200_reboots_cost_nothing(guests: Path, disk: Path) -> None:
     """Neither descriptors nor memory nor threads, without the collector of cyclic garbage."""
     used: list[tuple[int, int, int]] = []
-    wanted = replace(
-        config(guests / "reboots", disk),
+    wanted = config(guests / "reboots", disk)._replace(
         command_line="hurry reboots=200",
         on_reboot="restart",
         cpus=2,
@@ -165,7 +163,7 @@ def test_a_kernel_that_is_gone(guests: Path, disk: Path, tmp_path: Path) -> None
     """The files are read again at each boot."""
     kernel = tmp_path / "kernel"
     kernel.write_bytes((guests / "reboots").read_bytes())
-    wanted = replace(config(kernel, disk), command_line="hurry", on_reboot="restart")
+    wanted = config(kernel, disk)._replace(command_line="hurry", on_reboot="restart")
     machine = Machine(wanted, [NullBackend()])
     machine.before_reset = kernel.unlink
     machine.start()
@@ -177,7 +175,7 @@ def test_a_kernel_that_is_gone(guests: Path, disk: Path, tmp_path: Path) -> None
 
 
 def test_an_end_before_the_reset(guests: Path, disk: Path) -> None:
-    wanted = replace(config(guests / "reboots", disk), command_line="hurry", on_reboot="restart")
+    wanted = config(guests / "reboots", disk)._replace(command_line="hurry", on_reboot="restart")
     machine = Machine(wanted, [NullBackend()])
     machine.before_reset = lambda: machine.end(Reason.PANIC)
     machine.start()
@@ -192,7 +190,7 @@ class TestByTheHost:
         """Whatever the configuration says about the guest's own reboots."""
         console = Recorder()
         with running(
-            replace(config(guests / "endings", disk), command_line="print"), console
+            config(guests / "endings", disk)._replace(command_line="print"), console
         ) as machine:
             for boots in range(1, 5):
                 console.wait_for(lambda output, n=boots: output.count(b"prompt> ") == n)  # type: ignore[misc]
@@ -204,7 +202,7 @@ class TestByTheHost:
     def test_pause(self, guests: Path, disk: Path) -> None:
         console = Recorder()
         with running(
-            replace(config(guests / "endings", disk), command_line="babble", cpus=2), console
+            config(guests / "endings", disk)._replace(command_line="babble", cpus=2), console
         ) as machine:
             for _ in range(5):
                 printed = len(console.output)
@@ -222,7 +220,7 @@ class TestByTheHost:
     def test_a_reset_of_a_paused_machine(self, guests: Path, disk: Path) -> None:
         console = Recorder()
         with running(
-            replace(config(guests / "endings", disk), command_line="print"), console
+            config(guests / "endings", disk)._replace(command_line="print"), console
         ) as machine:
             console.wait_for(lambda output: b"prompt> " in output)
             machine.pause()
@@ -237,7 +235,7 @@ class TestByTheHost:
     def test_a_start_of_a_paused_machine(self, guests: Path, disk: Path) -> None:
         console = Recorder()
         machine = Machine(
-            replace(config(guests / "endings", disk), command_line="power-off"), [console]
+            config(guests / "endings", disk)._replace(command_line="power-off"), [console]
         )
         machine.pause()
         machine.start()
@@ -249,7 +247,7 @@ class TestByTheHost:
     def test_an_end_while_paused(self, guests: Path, disk: Path) -> None:
         console = Recorder()
         with running(
-            replace(config(guests / "endings", disk), command_line="babble"), console
+            config(guests / "endings", disk)._replace(command_line="babble"), console
         ) as machine:
             machine.pause()
             machine.end(Reason.TIMEOUT)
