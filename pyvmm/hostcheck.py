@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyvmm import layout
+from pyvmm.backends import tap
 from pyvmm.boot.entry import EntryState
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.kvm import Kvm
@@ -23,7 +24,6 @@ from pyvmm.kvm.system import DEVICE, cpu_flags, host_has_hardware_kvm, node_fix,
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vcpu import enter
 
-TUN = "/dev/net/tun"
 SOFTWARE_KVM_MODULE = "/sys/module/kvm_pvm"
 KVM_LOADED = "/sys/class/misc/kvm"
 DEVICE_NODE_FIX = f"start the container with --device {DEVICE}, or sudo mknod {DEVICE} c 10 232"
@@ -165,11 +165,12 @@ def _kind() -> Finding:
 
 
 def _tun() -> Finding:
-    if not os.path.exists(TUN):
-        return Finding("network", "note", f"{TUN} does not exist: no tap", "sudo modprobe tun")
-    if not os.access(TUN, os.R_OK | os.W_OK):
-        return Finding("network", "note", f"{TUN}: no permission", f"sudo chmod 666 {TUN}")
-    return Finding("network", "ok", f"{TUN} opens")
+    if not os.path.exists(tap.DEVICE):
+        return Finding("network", "note", f"{tap.DEVICE} does not exist: no tap", tap.node_fix())
+    if not os.access(tap.DEVICE, os.R_OK | os.W_OK):
+        fix = f"sudo chmod 666 {tap.DEVICE}"
+        return Finding("network", "note", f"{tap.DEVICE}: no permission", fix)
+    return Finding("network", "ok", f"{tap.DEVICE} opens")
 
 
 def _tiny_guest(kvm: Kvm) -> Finding:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pyvmm.errors import HostError
 
 DEVICE = "/dev/net/tun"
+LOADED = "/sys/class/misc/tun"
 VNET_HEADER_SIZE = 12
 """struct virtio_net_hdr_v1, which has num_buffers."""
 
@@ -154,14 +155,23 @@ def _close(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
+def node_fix() -> str:
+    """What makes a missing /dev/net/tun: its module, or where that is loaded, as in a container,
+    the device itself."""
+    if not os.path.exists(LOADED):
+        return "sudo modprobe tun"
+    return (
+        f"start the container with --device {DEVICE}, or sudo mkdir -p /dev/net &&"
+        f" sudo mknod -m 666 {DEVICE} c 10 200"
+    )
+
+
 def _open_device() -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise HostError(
-                f"{DEVICE} doesn't exist, so there are no taps", "sudo modprobe tun"
-            ) from error
+            raise HostError(f"{DEVICE} doesn't exist, so there are no taps", node_fix()) from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise HostError(f"no permission for {DEVICE}", f"sudo chmod 666 {DEVICE}") from error
         raise HostError(f"can't open {DEVICE}: {error.strerror}") from error

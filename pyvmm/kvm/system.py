@@ -28,10 +28,12 @@ def permission_fix(device: str = DEVICE) -> str:
     except KeyError:
         group = str(status.st_gid)
     group_may = status.st_mode & stat.S_IRGRP and status.st_mode & stat.S_IWGRP
-    join = f"sudo usermod -aG {group if group_may else 'kvm'} $USER"
     if group_may and group != "root":
-        return f"{join}, then log in again"
-    return f"sudo chgrp kvm {device} && sudo chmod 660 {device} && {join}, then log in again"
+        return f"sudo usermod -aG {group} $USER, then log in again"
+    return (
+        f"sudo groupadd --force --system kvm && sudo chgrp kvm {device} && sudo chmod 660 {device}"
+        " && sudo usermod -aG kvm $USER, then log in again"
+    )
 
 
 def node_fix(device: str = DEVICE) -> str:

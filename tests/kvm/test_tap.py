@@ -137,7 +137,7 @@ def test_without_the_right_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOENT, r"there are no taps \(sudo modprobe tun\)"),
+        (errno.ENOENT, r"there are no taps \("),
         (errno.EACCES, "no permission for /dev/net/tun"),
         (errno.EMFILE, "can't open /dev/net/tun: Too many open files"),
     ],
@@ -149,3 +149,11 @@ def test_without_the_device(monkeypatch: pytest.MonkeyPatch, number: int, messag
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(HostError, match=message):
         opened("tap5")
+
+
+def test_what_makes_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a container the module may be loaded, and its device not there."""
+    monkeypatch.setattr(tap_module, "LOADED", str(tmp_path / "missing"))
+    assert tap_module.node_fix() == "sudo modprobe tun"
+    monkeypatch.setattr(tap_module, "LOADED", str(tmp_path))
+    assert "sudo mknod -m 666 /dev/net/tun c 10 200" in tap_module.node_fix()

@@ -6,6 +6,7 @@ All of it fails before /dev/kvm is needed.
 from __future__ import annotations
 
 import fcntl
+import grp
 import json
 import os
 import re
@@ -13,12 +14,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from unit.images import Segment, bzimage, elf
 
 from pyvmm.errors import HostError
 from pyvmm.kvm import Kvm
+from pyvmm.kvm.system import permission_fix
 from pyvmm.memory import GIB, MIB
 
 ERROR, USAGE = 1, 2
@@ -297,6 +300,26 @@ def test_kvm_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Kvm(str(device))
     assert "chmod 660" in raised.value.hint
     assert "usermod -aG kvm" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "fix"),
+    [
+        (0o660, "vmusers", "sudo usermod -aG vmusers $USER, then log in again"),
+        (0o660, "root", "sudo usermod -aG kvm $USER, then log in again"),  # not to the group root
+        (0o600, "vmusers", "sudo usermod -aG kvm $USER, then log in again"),
+    ],
+)
+def test_what_gives_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, group: str, fix: str
+) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(mode)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name=group))
+    command = permission_fix(str(device))
+    assert command.endswith(fix)
+    assert command == fix or command.startswith("sudo groupadd --force --system kvm && ")
 
 
 @pytest.mark.parametrize(
