@@ -27,6 +27,8 @@
 #define BDA_KEY_TAIL            ds:[0x1C]
 #define BDA_KEY_BUFFER          0x1E
 #define BDA_KEY_BUFFER_END      0x3E
+#define BDA_FLOPPY_CALIBRATED   ds:[0x3E]
+#define BDA_FLOPPY_STATUS       0x41
 #define BDA_VIDEO_MODE          ds:[0x49]
 #define BDA_COLUMNS             ds:[0x4A]
 #define BDA_PAGE_SIZE           ds:[0x4C]
@@ -41,7 +43,7 @@
 #define BDA_MIDNIGHT            ds:[0x70]
 #define BDA_BREAK               ds:[0x71]
 #define BDA_WARM_BOOT           ds:[0x72]
-#define BDA_DISK_STATUS         ds:[0x74]
+#define BDA_DISK_STATUS         0x74
 #define BDA_DISKS               ds:[0x75]
 #define BDA_LPT_TIMEOUTS        ds:[0x78]
 #define BDA_COM_TIMEOUTS        ds:[0x7C]
@@ -49,6 +51,8 @@
 #define BDA_KEY_END             ds:[0x82]
 #define BDA_ROWS                ds:[0x84]
 #define BDA_CHARACTER_HEIGHT    ds:[0x85]
+#define BDA_FLOPPY_DRIVES       ds:[0x8F]
+#define BDA_FLOPPY_MEDIA        ds:[0x90]       /* A:, then B: */
 #define BDA_KEYBOARD_MODE       ds:[0x96]
 #define BDA_KEYBOARD_LEDS       ds:[0x97]
 
@@ -102,6 +106,7 @@
 #define SERVICE_COPY 7
 #define SERVICE_BOOT 8
 #define SERVICE_GIVE_UP 9
+#define SERVICE_FILL 10
 
 /* The registers of whoever called a service, at [BP + …]. */
 #define CALLER_DI 0

@@ -1,5 +1,5 @@
 /*
- * INT 19h and 18h: the bootstrap. The disks are tried in the order that the VMM says; or there is a
+ * INT 19h and 18h: the bootstrap. Disks and floppies are tried in the order that the VMM says; or there is a
  * kernel in memory, which it put there, to be entered. When nothing boots the run ends.
  */
 #include "bios.h"
@@ -37,7 +37,6 @@ next:   mov     al, cs:[boot_attempts]
         je      enter_kernel
 
         mov     dl, cs:[request_unit]
-        add     dl, 0x80
         push    ss
         pop     es
         mov     bx, BOOT_SECTOR
@@ -47,16 +46,23 @@ next:   mov     al, cs:[boot_attempts]
         int     0x13
         jc      next
         cmp     word ptr es:[BOOT_SECTOR + 510], 0xAA55
-        jne     next
+        je      1f
+        test    dl, dl
+        js      next
+        // DOS 1 and games of its time put no mark on a floppy. One that is only formatted is all the
+        // same.
+        mov     eax, es:[BOOT_SECTOR]
+        cmp     ax, es:[BOOT_SECTOR + 2]
+        je      next
+1:      push    dx
         mov     si, offset booting
         call    print
-        movzx   eax, dl
-        sub     al, 0x7F
-        push    dx
-        call    print_decimal
         pop     dx
-        mov     si, offset booting_end
+        push    dx
+        call    print_drive
+        mov     si, offset new_line
         call    print
+        pop     dx
         xor     ax, ax
         mov     ds, ax
         mov     es, ax
@@ -68,6 +74,24 @@ next:   mov     al, cs:[boot_attempts]
         xor     bp, bp
         mov     ax, 0xAA55
         ljmp    0, BOOT_SECTOR
+
+/* What drive DL is called. */
+print_drive:
+        test    dl, dl
+        js      1f
+        push    dx
+        mov     si, offset floppy
+        call    print
+        pop     ax
+        add     al, 'A'
+        jmp     print_character
+1:      push    dx
+        mov     si, offset disk
+        call    print
+        pop     dx
+        movzx   eax, dl
+        sub     al, 0x7F
+        jmp     print_decimal
 
 /* A Linux kernel by its real-mode entry (Documentation/arch/x86/boot.rst, "Running the kernel"):
  * request_count has SP and the segment of its set-up code, which is all segments but CS; that is 20h
@@ -99,8 +123,8 @@ nothing_boots:
 
         .section .rodata
 booting:
-        .asciz  "Booting from disk "
-booting_end:
-        .asciz  "\r\n"
+        .asciz  "Booting from "
+disk:   .asciz  "disk "
+floppy: .asciz  "floppy "
 no_bootable_disk:
         .asciz  "No bootable disk\r\n"

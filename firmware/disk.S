@@ -1,9 +1,11 @@
 /*
  * INT 13h: every disk of the machine from 80h on, by cylinder, head and sector and by the Enhanced
- * Disk Drive calls (EDD 3.0, with 64-bit buffer addresses). The VMM moves the data.
+ * Disk Drive calls (EDD 3.0, with 64-bit buffer addresses); and two floppies, 00h and 01h. The VMM
+ * moves the data.
  *
  * A disk has the geometry that BIOSes gave to large disks for DOS's sake ("LBA-assisted"): 63
- * sectors, 16 to 255 heads, at most 1024 cylinders. There are no floppies.
+ * sectors, 16 to 255 heads, at most 1024 cylinders. A floppy has its own. There is no controller of
+ * floppies: what the data area says of one is what a program finds that looks there after a call.
  */
 #include "bios.h"
 
@@ -19,7 +21,24 @@
 /* What AH says. */
 #define DISK_BAD_REQUEST 0x01
 #define DISK_NOT_FOUND 0x04             /* no such sector */
+#define DISK_BAD_FORMAT 0x0C            /* not for this floppy */
 #define DISK_NOT_REMOVABLE 0xB2
+
+#define DRIVE_CHANGE_LINE 2             /* 15h: a floppy drive that tells when the floppy changes */
+#define DRIVE_FIXED 3
+#define HAS_CHANGE_LINE 0x01            /* BDA_FLOPPY_DRIVES, for A:; for B: 4 bits higher */
+#define SEVERAL_RATES 0x02
+#define DRIVE_KNOWN 0x04
+#define DRIVE_360K 1                    /* the CMOS's and call 08h's type */
+#define MEDIA_360K 0x93                 /* BDA_FLOPPY_MEDIA */
+#define KIND_SIZE 4                     /* floppy_kinds */
+
+/* Parameters of a floppy drive, as INT 1Eh points to them. */
+#define PARAMETERS_SIZE 11
+#define LAST_SECTOR 4
+#define GAP 5
+#define FORMAT_GAP 7
+#define FILL_BYTE 8
 
         .data
         .balign 8
@@ -39,6 +58,15 @@ request_sector:
         .quad   0
 request_buffer:
         .quad   0
+floppies:                               // how many
+        .byte   0
+sectors_per_track:                      // of the disk that `geometry` was asked about
+        .byte   0
+
+/* Parameters of A: and B:, for INT 1Eh and call 08h; boot sectors copy the first and change it. */
+floppy_parameters:
+        .byte   0xDF, 0x02, 0x25, 0x02, 18, 0x1B, 0xFF, 0x6C, 0xF6, 0x0F, 0x08
+        .byte   0xDF, 0x02, 0x25, 0x02, 18, 0x1B, 0xFF, 0x6C, 0xF6, 0x0F, 0x08
         .text
 
 /* Have the VMM do `request`, function AL: AH is the status, and carry is set unless it is 0. */
@@ -61,9 +89,73 @@ set_up_disks:
         call    services
         mov     al, cs:[request_unit]
         mov     BDA_DISKS, al
+        mov     al, cs:[request_flags]
+        mov     cs:[floppies], al
+        test    al, al
+        jz      1f
+        dec     al
+        ror     al, 2                   // bits 6 and 7: how many more than one
+        or      al, 0x01
+        or      BDA_EQUIPMENT, al
+        xor     dx, dx
+2:      call    set_up_floppy
+        inc     dx
+        cmp     dl, cs:[floppies]
+        jb      2b
+1:      ret
+
+/* Drive DX, which is kept: its parameters, and the data area. */
+set_up_floppy:
+        push    dx
+        mov     cs:[request_unit], dl
+        call    geometry
+        pop     dx
+        imul    di, dx, PARAMETERS_SIZE
+        add     di, offset floppy_parameters
+        mov     al, cs:[sectors_per_track]
+        mov     cs:[di + LAST_SECTOR], al
+        mov     si, offset floppy_kinds
+3:      cmp     al, cs:[si]
+        jbe     1f
+        add     si, KIND_SIZE
+        jmp     3b
+1:      mov     ax, cs:[si + 1]
+        mov     cs:[di + GAP], al
+        mov     cs:[di + FORMAT_GAP], ah
+        mov     al, cs:[si + 3]
+        cmp     byte ptr cs:[request_buffer], DRIVE_360K
+        jne     2f
+        mov     al, MEDIA_360K
+2:      mov     di, dx
+        mov     BDA_FLOPPY_MEDIA[di], al
+        mov     cl, dl
+        mov     al, 1
+        shl     al, cl
+        or      BDA_FLOPPY_CALIBRATED, al
+        shl     cl, 2
+        mov     al, HAS_CHANGE_LINE | SEVERAL_RATES | DRIVE_KNOWN
+        shl     al, cl
+        or      BDA_FLOPPY_DRIVES, al
         ret
 
         .section .rodata
+/* By the sectors on a track, as many or fewer: the gaps between them, to read and to format, and the
+ * medium as the data area has it, with its data rate. */
+floppy_kinds:
+        .byte   14, 0x2A, 0x50, 0x97    // 720 KiB
+        .byte   17, 0x1B, 0x54, 0x15    // 1.2 MB
+        .byte   24, 0x1B, 0x6C, 0x17    // 1.44 MB
+        .byte   255, 0x1B, 0x54, 0xD7   // 2.88 MB
+
+floppy_services:
+        .word   floppy_reset, disk_status, read_sectors, write_sectors
+        .word   verify_sectors, format_track, bad_request, bad_request
+        .word   get_parameters
+#define FLOPPY_SERVICES 9
+late_floppy_services:
+        .word   get_type, not_changed, set_type, set_medium             // 15h
+#define FIRST_LATE_SERVICE 0x15
+#define LATE_FLOPPY_SERVICES 4
 disk_services:
         .word   disk_reset, disk_status, read_sectors, write_sectors
         .word   verify_sectors, bad_request, bad_request, bad_request   // 05h: formatting
@@ -78,30 +170,33 @@ edd_services:
         .word   not_changed
 #define EDD_SERVICES 9
 
-/* Interrupt 1Eh points here: parameters for a 1.44 MB floppy, as boot sectors copy and change
- * them. */
-floppy_parameters:
-        .byte   0xDF, 0x02, 0x25, 0x02, 18, 0x1B, 0xFF, 0x6C, 0xF6, 0x0F, 0x08
         .text
 
 /* 40h is where a disk BIOS moves the floppy's services to. */
 int40:
 int13:  enter_service
+        mov     cs:[request_unit], dl
+        cmp     dl, FIRST_DISK
+        jb      1f
         mov     al, dl
         sub     al, FIRST_DISK
-        jb      no_floppy
         cmp     al, BDA_DISKS
         jae     no_disk
-        mov     cs:[request_unit], al
         mov     al, [bp + CALLER_AX]
         cmp     ah, 0x41
-        jae     1f
+        jae     2f
         dispatch disk_services, DISK_SERVICES, bad_request
-1:      sub     ah, 0x41
+2:      sub     ah, 0x41
         dispatch edd_services, EDD_SERVICES, bad_request
+1:      cmp     dl, cs:[floppies]
+        jae     no_disk
+        cmp     ah, FIRST_LATE_SERVICE
+        jae     3f
+        dispatch floppy_services, FLOPPY_SERVICES, bad_request
+3:      sub     ah, FIRST_LATE_SERVICE
+        dispatch late_floppy_services, LATE_FLOPPY_SERVICES, bad_request
 
 no_disk:
-no_floppy:
         cmp     ah, 0x01
         je      disk_status
         cmp     ah, 0x15
@@ -117,23 +212,35 @@ not_found:
         jmp     fail
 bad_request:
         mov     ah, DISK_BAD_REQUEST
-fail:   mov     BDA_DISK_STATUS, ah
+fail:   call    status_byte
+        mov     [di], ah
         jmp     return_error
 not_changed:
 succeed:
-        mov     byte ptr BDA_DISK_STATUS, 0
+        call    status_byte
+        mov     byte ptr [di], 0
         mov     byte ptr [bp + CALLER_AH], 0
         jmp     return_ok
 
+/* DI is where the data area has the status of the last call, which floppies have another of. */
+status_byte:
+        mov     di, BDA_DISK_STATUS
+        test    byte ptr [bp + CALLER_DX], FIRST_DISK
+        jnz     1f
+        mov     di, BDA_FLOPPY_STATUS
+1:      ret
+
 /* 01h */
 disk_status:
-        mov     ah, BDA_DISK_STATUS
+        call    status_byte
+        mov     ah, [di]
         mov     [bp + CALLER_AH], ah
         test    ah, ah
         jz      return_ok
         jmp     return_carry
 
 /* 00h, 0Dh: all that was written is made durable. */
+floppy_reset:
 disk_reset:
         mov     al, SERVICE_FLUSH
         call    services
@@ -184,6 +291,10 @@ seek_cylinder:
 sector_of_address:
         call    geometry                        // BX: heads
         jc      1f
+        mov     al, [bp + CALLER_CX]
+        and     al, 0x3F
+        cmp     al, cs:[sectors_per_track]
+        ja      1f
         movzx   si, byte ptr [bp + CALLER_DX + 1]
         cmp     bx, si
         jbe     1f
@@ -194,7 +305,8 @@ sector_of_address:
         imul    eax, ebx
         movzx   esi, si
         add     eax, esi
-        imul    eax, eax, SECTORS_PER_TRACK
+        movzx   ecx, byte ptr cs:[sectors_per_track]
+        imul    eax, ecx
         movzx   ecx, byte ptr [bp + CALLER_CX]
         and     cl, 0x3F
         jz      1f
@@ -207,14 +319,24 @@ sector_of_address:
 1:      stc
         ret
 
-/* The disk's heads in BX and cylinders in CX, its size in EDX:EAX; carry and AH if it can't tell. */
+/* The disk's heads in BX and cylinders in CX, its size in EDX:EAX, and sectors_per_track; carry and
+ * AH if it can't tell. */
 geometry:
         mov     al, SERVICE_DISK
         call    services
         jc      4f
         mov     eax, cs:[request_sector]
         mov     edx, cs:[request_sector + 4]
-        push    edx
+        mov     byte ptr cs:[sectors_per_track], SECTORS_PER_TRACK
+        test    byte ptr cs:[request_unit], FIRST_DISK
+        jnz     6f
+        mov     ecx, cs:[request_count]
+        mov     cs:[sectors_per_track], cl
+        movzx   bx, ch
+        shr     ecx, 16
+        clc
+        ret
+6:      push    edx
         push    eax
         test    edx, edx
         jz      1f
@@ -243,7 +365,8 @@ geometry:
         clc
 4:      ret
 
-/* 08h: the last cylinder, head and sector, and how many disks there are. */
+/* 08h: the last cylinder, head and sector, and how many disks there are; of a floppy also its drive's
+ * type and where its parameters are. */
 get_parameters:
         call    geometry
         jc      fail
@@ -252,17 +375,109 @@ get_parameters:
         mov     [bp + CALLER_CX + 1], cl
         mov     al, ch
         shl     al, 6
-        or      al, SECTORS_PER_TRACK
+        or      al, cs:[sectors_per_track]
         mov     [bp + CALLER_CX], al
+        movzx   di, byte ptr [bp + CALLER_DX]   // the drive
         dec     bx
         mov     bh, bl
         mov     bl, BDA_DISKS
-        mov     [bp + CALLER_DX], bx
-        mov     byte ptr [bp + CALLER_BX], 0
+        test    di, FIRST_DISK
+        jnz     1f
+        mov     bl, cs:[floppies]
+        mov     al, cs:[request_buffer]
+        mov     [bp + CALLER_BX], ax
+        mov     byte ptr [bp + CALLER_BX + 1], 0
+        call    point_at_parameters
+        jmp     2f
+1:      mov     byte ptr [bp + CALLER_BX], 0
+2:      mov     [bp + CALLER_DX], bx
         jmp     succeed
 
-/* 15h: a fixed disk, and its size in sectors in CX:DX. */
+/* The caller's ES:DI at those of drive DI. */
+point_at_parameters:
+        imul    di, di, PARAMETERS_SIZE
+        add     di, offset floppy_parameters
+        mov     [bp + CALLER_DI], di
+        mov     [bp + CALLER_ES], cs
+        ret
+
+/* 05h: AL sectors of the track CH, head DH. ES:BX has their addresses, in the order in which they are
+ * to lie on the track; here they lie as they do, so of each only its number and size must fit. */
+#define ADDRESS_SIZE 4
+#define SIZE_512 2
+format_track:
+        mov     cl, [bp + CALLER_CX]
+        push    cx
+        and     cl, 0xC0
+        inc     cx                              // from the track's first sector on
+        mov     [bp + CALLER_CX], cl
+        call    sector_of_address
+        pop     cx
+        mov     [bp + CALLER_CX], cl
+        jc      not_found
+        mov     es, [bp + CALLER_ES]
+        mov     si, [bp + CALLER_BX]
+        movzx   cx, byte ptr [bp + CALLER_AX]
+        test    cx, cx
+        jz      bad_request
+1:      mov     ax, es:[si + 2]
+        dec     al
+        cmp     al, cs:[sectors_per_track]
+        jae     bad_format
+        cmp     ah, SIZE_512
+        jne     bad_format
+        add     si, ADDRESS_SIZE
+        loop    1b
+        movzx   eax, byte ptr cs:[sectors_per_track]
+        mov     cs:[request_count], eax
+        mov     es, cx
+        les     si, es:[0x1E * 4]
+        mov     al, es:[si + FILL_BYTE]
+        mov     cs:[request_buffer], al
+        mov     al, SERVICE_FILL
+        call    services
+        jc      fail
+        jmp     succeed
+bad_format:
+        mov     ah, DISK_BAD_FORMAT
+        jmp     fail
+
+/* 17h: AL says what is to be formatted: 1, 2: 360 KiB and less; 3: 1.2 MB; 4, 5: 720 KiB. */
+set_type:
+        call    geometry
+        mov     bl, cs:[sectors_per_track]
+        mov     al, [bp + CALLER_AX]
+        dec     al
+        cmp     al, 5
+        jae     bad_request
+        cmp     al, 2
+        je      1f
+        cmp     bl, 9
+        ja      bad_format
+        jmp     succeed
+1:      cmp     bl, 15
+        jne     bad_format
+        jmp     succeed
+
+/* 18h: the same by the last cylinder and sector in CX, as call 08h has them. ES:DI points to the
+ * parameters then. */
+set_medium:
+        call    geometry
+        dec     cx
+        xchg    cl, ch
+        shl     cl, 6
+        or      cl, cs:[sectors_per_track]
+        cmp     [bp + CALLER_CX], cx
+        jne     bad_format
+        movzx   di, byte ptr [bp + CALLER_DX]
+        call    point_at_parameters
+        jmp     succeed
+
+/* 15h: a fixed disk, and its size in sectors in CX:DX; or a floppy. */
 get_type:
+        mov     al, DRIVE_CHANGE_LINE
+        cmp     byte ptr [bp + CALLER_DX], FIRST_DISK
+        jb      2f
         call    geometry
         jc      fail
         test    edx, edx
@@ -271,8 +486,10 @@ get_type:
 1:      mov     [bp + CALLER_DX], ax
         shr     eax, 16
         mov     [bp + CALLER_CX], ax
-        mov     byte ptr BDA_DISK_STATUS, 0
-        mov     byte ptr [bp + CALLER_AH], 3
+        mov     al, DRIVE_FIXED
+2:      call    status_byte
+        mov     byte ptr [di], 0
+        mov     [bp + CALLER_AH], al
         jmp     return_ok
 
 /* 41h */
@@ -281,7 +498,7 @@ edd_check:
         jne     bad_request
         mov     word ptr [bp + CALLER_BX], 0xAA55
         mov     word ptr [bp + CALLER_CX], 0x0001       // the fixed disk access subset
-        mov     byte ptr BDA_DISK_STATUS, 0
+        mov     byte ptr ds:[BDA_DISK_STATUS], 0
         mov     byte ptr [bp + CALLER_AH], 0x30         // EDD 3.0
         jmp     return_ok
 

@@ -27,6 +27,7 @@ from pyvmm.layout import MmioSlot
 from pyvmm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from pyvmm.backends.floppy import Floppy
     from pyvmm.boot.firmware import BiosFacts
     from pyvmm.user_devices.attachment import Attachment
     from pyvmm.virtio.device import VirtioDevice
@@ -94,9 +95,9 @@ class Board:
         pit = Pit(line(layout.PIT_IRQ), clock)
         self.pio.add(layout.PIT_PORTS, 4, pit, "PIT", max_size=1)
         self.pio.add(layout.PIT_GATE, 1, pit.gate_window, "PIT gate", max_size=1)
-        cmos = Cmos(line(layout.RTC_IRQ), clock, self.wiring.memory.size)
-        self.pio.add(layout.CMOS_PORTS, 2, cmos, "CMOS", max_size=1)
-        self.devices |= {"pit": pit, "cmos": cmos}
+        self.cmos = Cmos(line(layout.RTC_IRQ), clock, self.wiring.memory.size)
+        self.pio.add(layout.CMOS_PORTS, 2, self.cmos, "CMOS", max_size=1)
+        self.devices |= {"pit": pit, "cmos": self.cmos}
 
     def _add_keyboard(self) -> None:
         keyboard = I8042(
@@ -233,7 +234,11 @@ class Board:
         self.devices["fw-cfg"] = device
 
     def add_bios_services(
-        self, boot_order: Sequence[int], facts: Callable[[], BiosFacts], give_up: Callable[[], None]
+        self,
+        boot_order: Sequence[int],
+        facts: Callable[[], BiosFacts],
+        give_up: Callable[[], None],
+        floppies: Sequence[Floppy] = (),
     ) -> None:
         """What PyVMM's own BIOS needs of the VMM; after the last disk was plugged in."""
         from pyvmm.devices.bios_services import BiosServices
@@ -292,3 +297,5 @@ class Board:
             transport.close()
         for attachment in self.user_devices:
             attachment.close()
+            floppies=floppies,
+        self.cmos.describe_floppies([floppy.drive_type for floppy in floppies])

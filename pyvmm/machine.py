@@ -33,7 +33,7 @@ from pyvmm.boot import acpi
 from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.entry import EntryState, RealModeKernel
 from pyvmm.config import MachineConfig
-from pyvmm.errors import GuestFaults, HostError, PyvmmError
+from pyvmm.errors import ConfigError, GuestFaults, HostError, PyvmmError
 from pyvmm.eventloop import EventLoop
 from pyvmm.kvm import Kvm, Vcpu, Vm
 from pyvmm.kvm.cpuid import guest_cpuid
@@ -129,6 +129,11 @@ class Machine:
 
         self._kvm = Kvm()
         resources.callback(self._kvm.close)
+        if config.floppies and self._bios is None:
+            raise ConfigError(
+                "--floppy: the kernel is entered without a BIOS, which alone can read floppies",
+                "without --kernel, or for Linux with --boot 16, there is one",
+            )
         self._vm_resources = ExitStack()
         resources.callback(lambda: self._vm_resources.close())
         vm, vcpus = self._create_vm(entry, self._vm_resources)
@@ -257,7 +262,12 @@ class Machine:
         if self._fw_cfg:
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         if self._bios is not None:
-            board.add_bios_services(self.config.boot_order, self._bios_facts, self._not_bootable)
+            board.add_bios_services(
+                self.config.boot_order,
+                self._bios_facts,
+                self._not_bootable,
+                self.peripherals.floppies,
+            )
         board.assign_pci_addresses()
         assert len(board.mmio_slots) == self.config.mmio_devices  # which the guest is told of
         if tracer is not None:

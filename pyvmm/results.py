@@ -162,6 +162,7 @@ def _machine(config: MachineConfig) -> dict[str, Any]:
         "cpus": config.cpus,
         "memory": config.memory_size,
         "disks": [_plain(disk.path) for disk in config.disks],
+        "floppies": [_plain(floppy.path) for floppy in config.floppies],
     }
 
 

@@ -75,7 +75,7 @@ OPTIONS = (
         "--kernel",
         file=True,
         metavar="FILE",
-        help="bzImage or ELF kernel.  [default: a BIOS boots the first disk]",
+        help="bzImage or ELF kernel.  [default: a BIOS boots the floppy or the first disk]",
     ),
     Option(
         "--firmware", file=True, metavar="FILE", help="A ROM to start from, not PyVMM's own BIOS."
@@ -100,6 +100,15 @@ OPTIONS = (
         " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
     ),
     Option(
+    Option(
+        "--floppy",
+        "floppies",
+        file=True,
+        repeat=True,
+        metavar="FILE[,readonly=on][,bootindex=N]",
+        help="Raw image of a floppy, 160K to 2.88M, which the BIOS has as drive A:, and boots"
+        " unless a bootindex comes before it; again for B:.",
+    ),
         "-n",
         "--net",
         "nets",

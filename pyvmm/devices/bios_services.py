@@ -4,6 +4,8 @@ There is no document but this and firmware/README.md. The BIOS writes the guest-
 a :data:`REQUEST` to the port, as 32 bits; when the instruction is over, the request is done, and
 the status and the results stand in it.
 
+Disks and floppies have the numbers that INT 13h has for them: :data:`FIRST_DISK` and on, 0 and 1.
+
 A disk that a virtio driver is using (DRIVER_OK) is that driver's: the BIOS is refused until the
 driver resets the device, or the BIOS starts anew (:attr:`Function.START`), which does it.
 
@@ -22,6 +24,7 @@ from pyvmm.errors import GuestFaults, GuestMemoryError
 from pyvmm.memory import MIB, GuestMemory
 
 if TYPE_CHECKING:
+    from pyvmm.backends.floppy import Floppy
     from pyvmm.boot.firmware import BiosFacts
 
 REQUEST = struct.Struct("<BBBBIQQ")
@@ -30,10 +33,12 @@ REQUEST = struct.Struct("<BBBBIQQ")
 
 class Function:
     START = 0
-    """The BIOS starts: disks to rest. Results: unit, how many disks; sector, where the SMBIOS
-    entry points are."""
+    """The BIOS starts: disks to rest. Results: unit, how many disks; flags, how many floppies;
+    sector, where the SMBIOS entry points are."""
     DISK = 1
-    """Disk ``unit``. Results: sector, its size in sectors; flags, 1 if it is read-only."""
+    """Disk ``unit``. Results: sector, its size in sectors; flags, 1 if it is read-only; and of a
+    floppy: amount, its sectors on a track, its heads and, the upper half, its cylinders; buffer,
+    its drive's type, as in the CMOS."""
     READ = 2
     """``amount`` sectors of disk ``unit`` from ``sector`` on, to the GPA ``buffer``. If it
     fails, amount is 0 afterwards. WRITE and VERIFY the same, but that VERIFY needs no buffer."""
@@ -51,6 +56,8 @@ class Function:
     amount, the kernel's segment and SP."""
     GIVE_UP = 9
     """Nothing boots."""
+    FILL = 10
+    """``amount`` sectors of disk ``unit`` from ``sector`` on, with the byte ``buffer``."""
 
 
 class Boot:
@@ -71,10 +78,11 @@ class Status:
     WRITE_FAULT = 0xCC
 
 
+FIRST_DISK = 0x80
 READ_ONLY = 1
 MAX_SECTORS = 0xFFFF
 """At once; INT 13h can't ask for more."""
-_VERIFY_STEP = MIB
+_STEP = MIB
 
 
 class Disk(Protocol):
@@ -106,9 +114,10 @@ class Request(NamedTuple):
 class BiosServices(Device):
     """The port: a write of 32 bits has the request at that address done.
 
-    ``facts`` tells what the BIOS wants to know of the machine; ``boot_order`` are disks. The
-    callbacks are called with the lock held, on a vCPU's thread, and must only post a request:
-    ``give_up`` when nothing boots, ``reset`` when the kernel is to be started for a second time.
+    ``facts`` tells what the BIOS wants to know of the machine; ``boot_order`` are the numbers of
+    disks and floppies. The callbacks are called with the lock held, on a vCPU's thread, and must
+    only post a request: ``give_up`` when nothing boots, ``reset`` when the kernel is to be started
+    for a second time.
     """
 
     def __init__(
@@ -121,11 +130,13 @@ class BiosServices(Device):
         *,
         give_up: Callable[[], None],
         reset: Callable[[], None],
+        floppies: Sequence[Floppy] = (),
     ) -> None:
         super().__init__()
         self._memory = memory
         self._faults = faults
         self._disks = disks
+        self._floppies = floppies
         self._boot_order = boot_order
         self._facts = facts
         self._give_up = give_up
@@ -142,6 +153,7 @@ class BiosServices(Device):
             Function.COPY: self._copy,
             Function.BOOT: self._boot,
             Function.GIVE_UP: self._end,
+            Function.FILL: self._transfer,
         }
 
     def reset(self) -> None:
@@ -177,17 +189,29 @@ class BiosServices(Device):
     def _start(self, request: Request) -> Request:
         for disk in self._disks:
             disk.to_rest()
-        return request._replace(unit=len(self._disks), sector=self._facts().smbios)
+        return request._replace(
+            unit=len(self._disks), flags=len(self._floppies), sector=self._facts().smbios
+        )
 
     def _disk(self, request: Request) -> Disk | None:
-        return self._disks[request.unit] if request.unit < len(self._disks) else None
+        is_disk = request.unit >= FIRST_DISK
+        drives: Sequence[Disk] = self._disks if is_disk else self._floppies
+        number = request.unit - FIRST_DISK if is_disk else request.unit
+        return drives[number] if number < len(drives) else None
 
     def _describe_disk(self, request: Request) -> Request:
         disk = self._disk(request)
         if disk is None:
             return _failed(request, Status.BAD_REQUEST)
         flags = READ_ONLY if disk.image.readonly else 0
-        return request._replace(flags=flags, sector=disk.image.size // SECTOR_SIZE)
+        request = request._replace(flags=flags, sector=disk.image.size // SECTOR_SIZE)
+        if request.unit >= FIRST_DISK:
+            return request
+        floppy = self._floppies[request.unit]
+        cylinders, heads, sectors = floppy.geometry
+        return request._replace(
+            amount=cylinders << 16 | heads << 8 | sectors, buffer=floppy.drive_type
+        )
 
     def _transfer(self, request: Request) -> Request:
         disk = self._disk(request)
@@ -196,7 +220,7 @@ class BiosServices(Device):
         if disk.in_use:
             self._faults.report("BIOS services: a virtio driver has the disk")
             return _failed(request, Status.DRIVE_NOT_READY)
-        image, writes = disk.image, request.function == Function.WRITE
+        image, writes = disk.image, request.function in (Function.WRITE, Function.FILL)
         offset, length = request.sector * SECTOR_SIZE, request.amount * SECTOR_SIZE
         if offset + length > image.size or (not length and offset >= image.size):
             return _failed(request, Status.SECTOR_NOT_FOUND)
@@ -205,6 +229,8 @@ class BiosServices(Device):
         try:
             if request.function == Function.VERIFY:
                 _verify(image, offset, length)
+            elif request.function == Function.FILL:
+                _fill(image, offset, length, request.buffer & 0xFF)
             elif length:
                 data = self._memory.view(request.buffer, length)
                 (image.write if writes else image.read)([data], offset, length)
@@ -268,7 +294,15 @@ def _failed(request: Request, status: int) -> Request:
 
 def _verify(image: DiskImage, offset: int, length: int) -> None:
     """Read the sectors, for the host's errors."""
-    scratch = memoryview(bytearray(min(length, _VERIFY_STEP)))
-    for start in range(0, length, _VERIFY_STEP):
-        size = min(_VERIFY_STEP, length - start)
+    scratch = memoryview(bytearray(min(length, _STEP)))
+    for start in range(0, length, _STEP):
+        size = min(_STEP, length - start)
         image.read([scratch[:size]], offset + start, size)
+
+
+def _fill(image: DiskImage, offset: int, length: int, value: int) -> None:
+    """Have each byte of the range be ``value``."""
+    data = memoryview(bytes((value,)) * min(length, _STEP))
+    for start in range(0, length, _STEP):
+        size = min(_STEP, length - start)
+        image.write([data[:size]], offset + start, size)

@@ -22,6 +22,7 @@ Left out: the square wave output, and daylight saving (register B's DSE is kept,
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pyvmm.bus import Device
@@ -100,6 +101,7 @@ class RegisterD:
 class Equipment:
     """Bits of the equipment byte."""
 
+    FLOPPIES = 0x01
     FPU = 0x02
     POINTING_DEVICE = 0x04
 
@@ -198,6 +200,18 @@ class Cmos(Device):
             (Register.MEMORY_ABOVE_4G, 3, min(above_4g >> 16, 0xFF_FFFF)),
         ):
             self._ram[register : register + size] = value.to_bytes(size, "little")
+        self._sum_up()
+
+    def describe_floppies(self, types: Sequence[int]) -> None:
+        """Drive A: is of the first type, B: of the second."""
+        self._ram[Register.FLOPPY_TYPES] = sum(
+            kind << shift for kind, shift in zip(types, (4, 0), strict=False)
+        )
+        if types:
+            self._ram[Register.EQUIPMENT] |= Equipment.FLOPPIES | len(types) - 1 << 6
+        self._sum_up()
+
+    def _sum_up(self) -> None:
         # The only word with its high byte first.
         checksum = sum(self._ram[Register.FLOPPY_TYPES : Register.CHECKSUM])
         self._ram[Register.CHECKSUM : Register.CHECKSUM + 2] = checksum.to_bytes(2, "big")

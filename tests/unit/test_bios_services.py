@@ -15,7 +15,16 @@ from pyvmm.boot import firmware
 from pyvmm.boot.entry import RealModeKernel
 from pyvmm.boot.firmware import BiosFacts
 from pyvmm.boot.memory_map import MapEntry, MemoryType
-from pyvmm.devices.bios_services import REQUEST, BiosServices, Boot, Function, Request, Status
+from pyvmm.backends.floppy import Floppy
+from pyvmm.devices.bios_services import (
+    FIRST_DISK,
+    REQUEST,
+    BiosServices,
+    Boot,
+    Function,
+    Request,
+    Status,
+)
 from pyvmm.errors import GuestFaults, ImageError
 from pyvmm.memory import MIB, GuestMemory
 
@@ -40,7 +49,7 @@ class FakeDisk:
 
 
 class Bench:
-    """The device with two disks, the second one read-only."""
+    """The device with two disks, the second one read-only, and a floppy of 360 KiB."""
 
     def __init__(self, directory: Path, kernel: RealModeKernel | None = None) -> None:
         self.memory = GuestMemory(2 * MIB)
@@ -51,19 +60,29 @@ class Bench:
             path = directory / f"disk{number}"
             path.write_bytes(b"".join(bytes((sector,)) * 512 for sector in range(SECTORS)))
             self.disks.append(FakeDisk(DiskImage.open(str(path), readonly=number == 1)))
+        path = directory / "floppy"
+        path.write_bytes(bytes(360 << 10))
+        self.floppy = Floppy.open(str(path))
         self.calls: list[str] = []
         self.device = BiosServices(
             self.memory,
             self.faults,
             self.disks,
-            [1, 0],
+            [FIRST_DISK + 1, 0, FIRST_DISK],
             lambda: BiosFacts(MAP, 0xE_1230, kernel),
             give_up=lambda: self.calls.append("give up"),
             reset=lambda: self.calls.append("reset"),
+            floppies=[self.floppy],
         )
 
     def ask(
-        self, function: int, unit: int = 0, *, amount: int = 0, sector: int = 0, buffer: int = 0
+        self,
+        function: int,
+        unit: int = FIRST_DISK,
+        *,
+        amount: int = 0,
+        sector: int = 0,
+        buffer: int = 0,
     ) -> Request:
         request = REQUEST.pack(function, 0xEE, unit, 0, amount, sector, buffer)
         self.memory.write(BLOCK, request)
@@ -73,6 +92,7 @@ class Bench:
     def close(self) -> None:
         for disk in self.disks:
             disk.image.close()
+        self.floppy.image.close()
         self.memory.close()
 
 
@@ -86,14 +106,43 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_start_tells_of_the_disks_and_takes_them_from_their_drivers(bench: Bench) -> None:
     bench.disks[0].in_use = True
     answer = bench.ask(Function.START)
-    assert (answer.status, answer.unit, answer.sector) == (Status.OK, 2, 0xE_1230)
+    assert (answer.status, answer.unit, answer.flags) == (Status.OK, 2, 1)
+    assert answer.sector == 0xE_1230
     assert not bench.disks[0].in_use
 
 
 def test_a_disk_is_described(bench: Bench) -> None:
-    answer = bench.ask(Function.DISK, 1)
-    assert (answer.status, answer.unit, answer.flags, answer.sector) == (Status.OK, 1, 1, SECTORS)
-    assert bench.ask(Function.DISK, 2).status == Status.BAD_REQUEST
+    unit = FIRST_DISK + 1
+    answer = bench.ask(Function.DISK, unit)
+    assert (answer.status, answer.unit, answer.flags) == (Status.OK, unit, 1)
+    assert answer.sector == SECTORS
+    assert bench.ask(Function.DISK, unit + 1).status == Status.BAD_REQUEST
+
+
+def test_a_floppy_is_described(bench: Bench) -> None:
+    answer = bench.ask(Function.DISK, 0)
+    assert (answer.status, answer.flags, answer.sector) == (Status.OK, 0, 720)
+    assert (answer.amount, answer.buffer) == (40 << 16 | 2 << 8 | 9, 1)
+    assert bench.ask(Function.DISK, 1).status == Status.BAD_REQUEST
+
+
+def test_a_floppy_is_read_and_written(bench: Bench) -> None:
+    bench.memory.fill(BUFFER, 512, 0xAB)
+    assert bench.ask(Function.WRITE, 0, amount=1, sector=719, buffer=BUFFER).status == Status.OK
+    bench.memory.fill(BUFFER, 1024, 0)
+    assert bench.ask(Function.READ, 0, amount=2, sector=718, buffer=BUFFER).status == Status.OK
+    assert bench.memory.read(BUFFER, 1024) == bytes(512) + b"\xab" * 512
+    beyond = bench.ask(Function.READ, 0, amount=2, sector=719, buffer=BUFFER)
+    assert beyond.status == Status.SECTOR_NOT_FOUND
+
+
+def test_filling(bench: Bench) -> None:
+    assert bench.ask(Function.FILL, 0, amount=9, sector=9, buffer=0x1F6).status == Status.OK
+    data = Path(bench.floppy.image.path).read_bytes()
+    assert data == bytes(9 * 512) + b"\xf6" * 9 * 512 + bytes(702 * 512)
+    answer = bench.ask(Function.FILL, FIRST_DISK + 1, amount=1)
+    assert answer.status == Status.WRITE_PROTECTED
+    assert bench.ask(Function.FILL, amount=2, sector=SECTORS - 1).status == Status.SECTOR_NOT_FOUND
 
 
 def test_reading(bench: Bench) -> None:
@@ -112,12 +161,14 @@ def test_writing(bench: Bench) -> None:
 
 
 def test_a_read_only_disk_is_not_written(bench: Bench) -> None:
-    answer = bench.ask(Function.WRITE, 1, amount=1, sector=7, buffer=BUFFER)
+    answer = bench.ask(Function.WRITE, FIRST_DISK + 1, amount=1, sector=7, buffer=BUFFER)
     assert (answer.status, answer.amount) == (Status.WRITE_PROTECTED, 0)
-    assert bench.ask(Function.FLUSH, 1).status == Status.OK
+    assert bench.ask(Function.FLUSH, FIRST_DISK + 1).status == Status.OK
 
 
-@pytest.mark.parametrize("function", [Function.READ, Function.WRITE, Function.VERIFY])
+@pytest.mark.parametrize(
+    "function", [Function.READ, Function.WRITE, Function.VERIFY, Function.FILL]
+)
 @pytest.mark.parametrize(
     ("sector", "amount"),
     [(SECTORS, 1), (SECTORS - 1, 2), (SECTORS, 0), (2**64 - 1, 1), (0, 0xFFFF)],
@@ -150,6 +201,7 @@ def test_a_disk_that_a_driver_uses_is_the_drivers(bench: Bench) -> None:
         (Function.READ, Status.UNCORRECTABLE),
         (Function.VERIFY, Status.UNCORRECTABLE),
         (Function.WRITE, Status.WRITE_FAULT),
+        (Function.FILL, Status.WRITE_FAULT),
         (Function.FLUSH, Status.WRITE_FAULT),
     ],
 )
@@ -183,22 +235,23 @@ def test_moving_memory(bench: Bench) -> None:
 
 
 def test_the_boot_order(bench: Bench) -> None:
-    attempts = [bench.ask(Function.BOOT, number) for number in range(3)]
-    assert [(a.status, a.flags, a.unit) for a in attempts[:2]] == [(0, Boot.DISK, 1), (0, 0, 0)]
-    assert attempts[2].status == Status.BAD_REQUEST
+    attempts = [bench.ask(Function.BOOT, number) for number in range(4)]
+    assert [(a.status, a.flags) for a in attempts[:3]] == [(Status.OK, Boot.DISK)] * 3
+    assert [a.unit for a in attempts[:3]] == [FIRST_DISK + 1, 0, FIRST_DISK]
+    assert attempts[3].status == Status.BAD_REQUEST
     bench.ask(Function.GIVE_UP)
     assert bench.calls == ["give up"]
 
 
 def test_a_kernel_is_entered_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, RealModeKernel(0x9000, 0xE000))
-    answer = bench.ask(Function.BOOT)
+    answer = bench.ask(Function.BOOT, 0)
     assert (answer.status, answer.flags, answer.amount) == (Status.OK, Boot.KERNEL, 0x9000_E000)
     assert bench.device.save() == {"kernel_entered": True}
-    assert bench.ask(Function.BOOT).status != Status.OK
+    assert bench.ask(Function.BOOT, 0).status != Status.OK
     assert bench.calls == ["reset"]
     bench.device.reset()
-    assert bench.ask(Function.BOOT).status == Status.OK
+    assert bench.ask(Function.BOOT, 0).status == Status.OK
     bench.close()
 
 
@@ -218,7 +271,7 @@ def test_any_request_is_answered(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, function: int
 ) -> None:
     bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.memory.write(BLOCK, bytes((function % 12,)) + data[1:])
+    bench.memory.write(BLOCK, bytes((function % 13,)) + data[1:])
     bench.device.write(0, 4, BLOCK)
     assert bench.memory.read_u8(BLOCK + 1) in vars(Status).values()
     bench.close()
