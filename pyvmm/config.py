@@ -245,11 +245,8 @@ class MachineConfig(_MachineFields):
             fields["cpu_affinity"] = CpuPin.parse(given["cpu_affinity"])
         fields["command_line"] = command_line(
             given.get("append", ()),
-        if any(name in given for name in VIRTIO_OPTIONS):
-            fields |= _virtio_devices(given)
-        disks = fields.get("disks", ())
             default=not given.get("no_default_append"),
-            has_disk=bool(disks),
+            has_disk="disks" in given,
             has_initrd="initrd" in given,
             virtio_console=on_virtio,
         )

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         RngConfig,
         VsockConfig,
     )
-    from pyvmm.devices.ata import Drive
     from pyvmm.floppy_config import FloppyConfig
     from pyvmm.virtio.balloon import BalloonDevice
     from pyvmm.virtio.console import ConsoleDevice
@@ -88,9 +87,34 @@ class Peripherals:
     def _plug_disk(self, config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
         from pyvmm.virtio.blk import BlockDevice
 
-        faulty = FaultyImage(image, config.faults)
-        self._resources.callback(_sum_up, faulty, board.wiring.faults)
-        return faulty
+        wiring, faults = board.wiring, config.faults
+
+        def io_failed(error: OSError) -> None:
+            wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
+
+        name, failed = f"vd{chr(ord('a') + index)}", board.requests.failed
+        device: BlockDevice
+        if faults is not None:
+            from pyvmm.backends.faulty_disk import FaultyImage
+
+            image = faulty = FaultyImage(image, faults)
+            self._resources.callback(_sum_up, faulty, wiring.faults)
+        if faults is not None and faults.latency_ns:
+            from pyvmm.virtio.slow_blk import SlowBlockDevice
+
+            device = SlowBlockDevice(
+                image,
+                config.serial,
+                latency_ns=faults.latency_ns,
+                name=name,
+                on_io_error=io_failed,
+                on_error=failed,
+            )
+        else:
+            device = BlockDevice(
+                image, config.serial, name=name, on_io_error=io_failed, on_error=failed
+            )
+        board.plug(device, config.transport)
 
     def _plug_net(self, config: NetConfig, tap: Tap | FaultyTap, board: Board) -> None:
         from pyvmm.virtio.net import NetDevice, made_up_mac
@@ -158,6 +182,14 @@ def _open_image(config: DiskConfig, resources: ExitStack) -> DiskImage:
     return image
 
 
+def _open_floppy(config: FloppyConfig, resources: ExitStack) -> Floppy:
+    from pyvmm.backends.floppy import Floppy
+
+    floppy = Floppy.open(config.path, readonly=config.readonly)
+    resources.callback(floppy.image.close)
+    return floppy
+
+
 def _open_tap(config: NetConfig, resources: ExitStack) -> Tap | FaultyTap:
     from pyvmm.backends.tap import Tap
 
@@ -167,49 +199,6 @@ def _open_tap(config: NetConfig, resources: ExitStack) -> Tap | FaultyTap:
     else:
         tap = Tap.open(config.ifname, queues=config.queues, mtu=config.mtu)
     resources.callback(tap.close)
-def _open_floppy(config: FloppyConfig, resources: ExitStack) -> Floppy:
-    from pyvmm.backends.floppy import Floppy
-
-    floppy = Floppy.open(config.path, readonly=config.readonly)
-    resources.callback(floppy.image.close)
-    return floppy
-
-
-def _plug_disk(config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
-    from pyvmm.virtio.blk import BlockDevice
-
-    wiring, faults = board.wiring, config.faults
-
-    def io_failed(error: OSError) -> None:
-        wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
-
-    name, failed = f"vd{chr(ord('a') + index)}", board.requests.failed
-    device: BlockDevice
-    if faults is not None and faults.latency_ns:
-        from pyvmm.virtio.slow_blk import SlowBlockDevice
-
-        device = SlowBlockDevice(
-            image,
-            config.serial,
-            latency_ns=faults.latency_ns,
-            name=name,
-            on_io_error=io_failed,
-            on_error=failed,
-        )
-    else:
-        device = BlockDevice(
-            image, config.serial, name=name, on_io_error=io_failed, on_error=failed
-        )
-    board.plug(device, config.transport)
-
-
-def _ide_drive(config: DiskConfig, index: int, image: DiskImage) -> Drive:
-    from pyvmm.devices.ata import Drive
-
-    latency = config.faults.latency_ns if config.faults is not None else 0
-    return Drive(image, config.serial, number=index, latency_ns=latency)
-
-
     if config.faults is not None:
         from pyvmm.backends.faulty_tap import FaultyTap
 
