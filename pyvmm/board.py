@@ -252,7 +252,9 @@ class Board:
             facts,
             give_up=give_up,
             reset=self.requests.reset,
+            floppies=floppies,
         )
+        self.cmos.describe_floppies([floppy.drive_type for floppy in floppies])
         self.pio.add(layout.BIOS_SERVICES, 4, device, "BIOS services", max_size=4)
         self.devices["bios-services"] = device
 
@@ -297,5 +299,3 @@ class Board:
             transport.close()
         for attachment in self.user_devices:
             attachment.close()
-            floppies=floppies,
-        self.cmos.describe_floppies([floppy.drive_type for floppy in floppies])

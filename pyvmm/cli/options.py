@@ -100,7 +100,6 @@ OPTIONS = (
         " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
     ),
     Option(
-    Option(
         "--floppy",
         "floppies",
         file=True,
@@ -109,6 +108,7 @@ OPTIONS = (
         help="Raw image of a floppy, 160K to 2.88M, which the BIOS has as drive A:, and boots"
         " unless a bootindex comes before it; again for B:.",
     ),
+    Option(
         "-n",
         "--net",
         "nets",
