@@ -54,6 +54,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], list[str]]] = {
     "mke2fs": (_command("mke2fs"), ["e2fsprogs"]),
     "debugfs": (_command("debugfs"), ["e2fsprogs"]),
     "mmdebstrap": (_command("mmdebstrap"), ["mmdebstrap"]),
+    "grub-mkimage": (_command("grub-mkimage"), ["grub-common"]),
     "fakeroot": (_command("fakeroot"), ["fakeroot"]),
     "ssh": (_command("ssh"), ["openssh-client"]),
     "ip": (_command("ip"), ["iproute2"]),
