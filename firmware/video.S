@@ -4,7 +4,9 @@
  * The screen is kept at B800:0000, as an adapter would, because there are calls that read it. What
  * calls write there is sent to the terminal at once, as UTF-8 with the control sequences of ECMA-48
  * where it has to move or to change colour: nothing but the text itself for a program that prints
- * line by line. What programs write to B800:0000 themselves isn't seen.
+ * line by line. What programs write to B800:0000 themselves isn't seen there.
+ *
+ * With an adapter (pyvmm run --screen) whose memory that is, its cursor goes where the screen's is.
  *
  * The terminal's cursor is moved relative to where it is, and down by line feeds. So the screen may
  * begin at any of the terminal's lines, and lines that it scrolls away aren't lost.
@@ -22,11 +24,20 @@ terminal_row:
         .byte   0
 terminal_attribute:
         .byte   0
+has_crtc:
+        .byte   0
         .text
 
 set_up_video:
         mov     word ptr cs:[terminal_column], 0
         mov     byte ptr cs:[terminal_attribute], BLANK >> 8
+        mov     dx, CRTC_INDEX
+        mov     ax, 0x5A00 | CRTC_CURSOR_LOW
+        out     dx, ax
+        inc     dx
+        in      al, dx
+        cmp     al, 0x5A                // it keeps what is written to it
+        sete    cs:[has_crtc]
 set_text_mode:
         mov     byte ptr BDA_VIDEO_MODE, 3
         mov     word ptr BDA_COLUMNS, COLUMNS
@@ -53,7 +64,7 @@ set_text_mode:
         mov     cx, COLUMNS * ROWS / 2
         rep     stosd
         pop     es
-        ret
+        jmp     move_adapter
 
         .section .rodata
 video_services:
@@ -80,9 +91,17 @@ set_mode:
         mov     word ptr cs:[terminal_column], 0
         jmp     return
 
-/* 01h */
+/* 01h: an adapter's is a line, or hidden by 20h in CH. */
 set_cursor_shape:
         mov     BDA_CURSOR_SHAPE, cx
+        cmp     byte ptr cs:[has_crtc], 0
+        je      return
+        mov     ah, ch
+        and     ah, 0x20
+        or      ah, 0x0D
+        mov     al, CRTC_CURSOR_START
+        mov     dx, CRTC_INDEX
+        out     dx, ax
         jmp     return
 
 /* 02h: the cursor to row DH, column DL. The terminal's follows when it is needed there. */
@@ -92,6 +111,7 @@ set_cursor:
         cmp     dl, COLUMNS
         jae     return
         mov     BDA_CURSOR, dx
+        call    move_adapter
         jmp     return
 
 /* 03h */
@@ -361,6 +381,7 @@ write_string:
         test    byte ptr [bp + CALLER_AX], 1
         jnz     return
         mov     BDA_CURSOR, ax
+        call    move_adapter
         jmp     return
 
 /* AL with the attribute AH as on a teletype; with the cell's attribute. All registers survive. */
@@ -429,8 +450,28 @@ tabulate:
         popa
         ret
 typed:  mov     BDA_CURSOR, dx
+        call    move_adapter
         popa
         ret
+
+/* The adapter's cursor, if there is one, to the screen's. Everything survives. */
+move_adapter:
+        cmp     byte ptr cs:[has_crtc], 0
+        je      1f
+        pusha
+        mov     al, COLUMNS
+        mul     byte ptr BDA_CURSOR + 1
+        movzx   cx, byte ptr BDA_CURSOR
+        add     cx, ax
+        mov     dx, CRTC_INDEX
+        mov     ah, ch
+        mov     al, CRTC_CURSOR_HIGH
+        out     dx, ax
+        mov     ah, cl
+        mov     al, CRTC_CURSOR_LOW
+        out     dx, ax
+        popa
+1:      ret
 
 /* The row below DH; at the end of the screen that goes up by a line. */
 next_line:

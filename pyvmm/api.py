@@ -131,9 +131,10 @@ class Machine:
     ``pyvmm run``, and take the same texts; where there can be several they take a sequence.
 
     ``append`` is added to the default command line; ``command_line`` replaces both. ``console``
-    says which console ``vm.console`` is: the first serial port (``"serial"``) or the virtio
-    console (``"virtio"``). ``serial`` are the places of the further serial ports, or with the
-    virtio console of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
+    says which console ``vm.console`` is: the first serial port (``"serial"``), the virtio console
+    (``"virtio"``), or the text screen with the keyboard (``"screen"``), whose output are its lines
+    as they come to stand there. ``serial`` are the places of the further serial ports, or with the
+    two others of all. After ``timeout`` seconds the guest is ended, and the outcome says so.
     A line that one of ``fail_on`` (regular expressions) matches ends it, too, and with
     ``fail_on_warnings`` any report by which Linux says that something in it is wrong. With
     ``paused`` the guest doesn't run before :meth:`resume`. ``trace``, ``trace_filters``,
@@ -185,8 +186,15 @@ class Machine:
         paused: bool = False,
         results: Results | None = None,
     ) -> None:
-        virtio = _is_virtio(console)
-        lists = {"disks": disks, "nets": nets, "devices": devices, "serial": serial, "ports": ports}
+        virtio, on_screen = _which_console(console)
+        lists = {
+            "disks": disks,
+            "floppies": floppies,
+            "nets": nets,
+            "devices": devices,
+            "serial": serial,
+            "ports": ports,
+        }
         for option, given in lists.items():
             _check_list(option, given)
         if not isinstance(memory, str):
@@ -212,7 +220,8 @@ class Machine:
                 "vsock": vsock,
                 "devices": tuple(devices),
                 "console": "stdio" if virtio else None,
-                "serial": tuple(serial) if virtio else ("stdio", *serial),
+                "serial": tuple(serial) if virtio or on_screen else ("stdio", *serial),
+                "screen": "stdio" if on_screen else None,
                 "ports": tuple(ports),
                 "name": name,
                 "entry": entry,
@@ -269,6 +278,7 @@ class Machine:
                 loop=self._loop,
                 faults=GuestFaults(LOG.warning),
                 tracer=self._tracer,
+                screen=self._consoles.screen,
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
@@ -417,6 +427,14 @@ class Machine:
     def stats(self) -> Stats:
         """Figures of the run so far."""
         machine, ended = self._machine, self._outcome
+    def screen(self) -> list[str]:
+        """The text that is on the screen, without the empty lines at its end; with
+        ``console="screen"``. Also when the machine has been closed."""
+        screen = self._consoles.screen
+        if screen is None:
+            raise RuntimeError('the machine has no text screen (console="screen")')
+        return screen.lines
+
         return Stats(
             machine.seconds if ended is None else ended.seconds,
             tuple(thread.vcpu.exits for thread in machine.vcpus),
@@ -502,10 +520,11 @@ def _check_list(option: str, given: object) -> None:
         raise ConfigError(f"{option}: {given!r} is no list ({option}=[{given!r}])")
 
 
-def _is_virtio(console: str) -> bool:
-    if console not in ("serial", "virtio"):
-        raise ConfigError(f"console: {console!r} is neither 'serial' nor 'virtio'")
-    return console == "virtio"
+def _which_console(console: str) -> tuple[bool, bool]:
+    """Whether it is the virtio console, and whether the text screen."""
+    if console not in ("serial", "virtio", "screen"):
+        raise ConfigError(f"console: {console!r} is none of 'serial', 'virtio', 'screen'")
+    return console == "virtio", console == "screen"
 
 
 def _texts(given: Texts) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ from pyvmm.memory import GuestMemory
 if TYPE_CHECKING:
     from pyvmm.backends.floppy import Floppy
     from pyvmm.boot.firmware import BiosFacts
+    from pyvmm.devices.ata import AtaChannel, Drive
+    from pyvmm.devices.text_screen import ScreenView, TextScreen
     from pyvmm.user_devices.attachment import Attachment
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio_transport import VirtioMmio
@@ -77,6 +79,7 @@ class Board:
         self.devices: dict[str, Device] = {}
         """All devices but those behind PCI, which the device "pci" sees to."""
         self.serial_ports: list[Serial] = []
+        self.text_screen: TextScreen | None = None
         self._serial_irqs = {irq: SharedIrq(wiring.line(irq)) for irq in layout.SERIAL_IRQS}
         self.virtio: list[VirtioPci | VirtioMmio] = []
         self.mmio_slots: list[MmioSlot] = []
@@ -248,6 +251,21 @@ class Board:
             self.wiring.memory,
             self.wiring.faults,
             bios_disks(self.virtio),
+    def add_text_screen(self, view: ScreenView | None) -> None:
+        """A colour text adapter; ``view`` shows it, and has the keyboard."""
+        from pyvmm.devices.text_screen import GENERAL_PORTS, TextScreen
+
+        screen = TextScreen(self.wiring.memory, self.wiring.clock, view)
+        general, crtc = screen.general_window, screen.crtc_window
+        self.pio.add(layout.VIDEO_PORTS, GENERAL_PORTS, general, "text screen", max_size=1)
+        self.pio.add(layout.CRTC_PORTS, 2, crtc, "text screen CRTC", max_size=1)
+        self.pio.add(layout.VIDEO_STATUS, 3, screen.status_window, "text screen mode", max_size=1)
+        self.devices["text-screen"] = self.text_screen = screen
+        keyboard = self.devices["i8042"]
+        assert isinstance(keyboard, I8042)
+        if view is not None:
+            view.connect(screen.picture, keyboard.key)
+
             boot_order,
             facts,
             give_up=give_up,

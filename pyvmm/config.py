@@ -182,6 +182,7 @@ class _MachineFields(NamedTuple):
     balloon: BalloonConfig | None = None
     name: str = ""
     serial: tuple[str, ...] = ("stdio",)
+    screen: str | None = None
     console: ConsoleConfig | None = None
     vsock: VsockConfig | None = None
     devices: tuple[UserDevice, ...] = ()
@@ -202,7 +203,8 @@ class MachineConfig(_MachineFields):
     ``memory_size`` is in bytes; ``command_line`` is complete (see :func:`command_line`),
     and ``words`` the part that is the user's own;
     ``serial`` says where each serial port goes (``stdio``, ``null``, ``pty``, ``file:PATH``,
-    ``unix:PATH``); the virtio devices' records are those of :mod:`pyvmm.device_config`. ``entry``
+    ``unix:PATH``), ``screen`` where the text screen does (``stdio``, ``null``, ``file:PATH``), if
+    there is one; the virtio devices' records are those of :mod:`pyvmm.device_config`. ``entry``
     is one of :data:`ENTRIES`; ``on_reboot`` one of :data:`ON_REBOOT`. ``transport`` is that of the
     virtio devices which don't name theirs; with ``mmio_cmdline`` those behind mmio are named in
     front of the kernel's command line instead of by ACPI. ``devices`` are the user's own, or the
@@ -251,7 +253,8 @@ class MachineConfig(_MachineFields):
             virtio_console=on_virtio,
         )
         fields["words"] = " ".join(filter(None, given.get("append", ())))
-        if on_virtio and "serial" not in given:
+        on_screen = given.get("screen") == "stdio"
+        if (on_virtio or on_screen) and "serial" not in given:
             fields["serial"] = ("null",)
         if any(name in given for name in VIRTIO_OPTIONS):
             fields |= _virtio_devices(given)
@@ -343,8 +346,12 @@ class MachineConfig(_MachineFields):
             parse_place(place, option)
             if place not in ("null", "pty") and places.count(place) > 1:
                 raise ConfigError(f"{option}: {place} can't serve two ports")
+        if self.screen is not None:
+            parse_place(self.screen, "--screen", known=("stdio", "null", "file:"))
+            places += (self.screen,)
 
     @property
+            option = "--screen" if place == self.screen else option
     def boots(self) -> str:
         """The name of the file that the guest starts from: kernel, first disk or firmware."""
         return os.path.basename(self.kernel or next(iter(self._disks), "") or self.firmware or "")

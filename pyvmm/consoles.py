@@ -1,5 +1,5 @@
-"""A machine's consoles and named ports: opened where the configuration says that each goes, before
-the machine is built; closed after its end.
+"""A machine's consoles, text screen and named ports: opened where the configuration says that each
+goes, before the machine is built; closed after its end.
 
 ``stdio`` stands for whoever runs the machine: the terminal of ``pyvmm run``, or a program.
 """
@@ -19,6 +19,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.peripherals import ConsoleBackends
 
 if TYPE_CHECKING:
+    from pyvmm.backends.screen import ScreenBackend
     from pyvmm.backends.unix_socket import SocketBackend
 
 OnOutput = Callable[[bytes], None]
@@ -28,12 +29,13 @@ OnOutput = Callable[[bytes], None]
 class Consoles:
     """The consoles of ``config`` on ``loop``.
 
-    ``watch(name)`` is asked once for each console, COM1 or hvc0, for what sees its output;
-    ``open_stdio`` makes the backend for ``stdio``; ``say`` prints what the user must know, such
-    as a pseudo-terminal's name. Raises :class:`~pyvmm.errors.PyvmmError` if a place can't be
-    opened.
+    ``watch(name)`` is asked once for each console, COM1, hvc0 or screen, for what sees its output;
+    ``open_stdio`` makes the backend for ``stdio``; ``terminal`` is the size, in columns and rows,
+    of the terminal that this is, if the text screen can be shown on it; ``say`` prints what the
+    user must know, such as a pseudo-terminal's name. Raises :class:`~pyvmm.errors.PyvmmError` if a
+    place can't be opened.
 
-    ``serial`` and :meth:`virtio` are what the machine is built with.
+    ``serial``, :meth:`virtio` and ``screen`` are what the machine is built with.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Consoles:
         watch: Callable[[str], OnOutput],
         open_stdio: Callable[[OnOutput | None], StreamBackend],
         say: Callable[[str], None],
+        terminal: tuple[int, int] | None = None,
     ) -> None:
         self._config = config
         self._loop = loop
         self._open_stdio = open_stdio
         self._say = say
-        self._streams: list[StreamBackend | SocketBackend] = []
+        self._streams: list[StreamBackend | SocketBackend | ScreenBackend] = []
+        self.screen: ScreenBackend | None = None
         self._console: CharacterBackend | None = None
         self._ports: list[CharacterBackend] = []
         self.serial: list[CharacterBackend] = []
@@ -62,6 +66,8 @@ class Consoles:
                     self._console = self._open(console, "--console", watch("hvc0"))
                 for port in config.console.ports:
                     self._ports.append(self._open(port.place, f"--port {port.name}"))
+            if config.screen is not None:
+                self.screen = self._open_screen(config.screen, watch("screen"), terminal)
         except BaseException:
             self.close(0)
             raise
@@ -111,6 +117,24 @@ class Consoles:
             stream = SocketBackend(self._loop, self._loop, listener, on_output=on_output)
         self._streams.append(stream)
         return stream
+
+    def _open_screen(
+        self, place: str, on_output: OnOutput, terminal: tuple[int, int] | None
+    ) -> ScreenBackend:
+        from pyvmm.backends.screen import ScreenBackend  # few machines have one
+
+        live = place == "stdio" and terminal is not None
+        stream = self._open(place, "--screen", None if live else on_output)
+        assert isinstance(stream, StreamBackend)
+        self._streams.remove(stream)
+        if live and terminal is not None:
+            from pyvmm.backends.screen_display import Display
+
+            screen = ScreenBackend(self._loop, stream, on_output, Display(*terminal))
+        else:
+            screen = ScreenBackend(self._loop, stream)
+        self._streams.append(screen)
+        return screen
 
     def _open_file(self, path: str, option: str, on_output: OnOutput | None) -> StreamBackend:
         refuse_to_overwrite(self._config, path, option)

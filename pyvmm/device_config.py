@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GIB, KIB, MIB
 from pyvmm.options import (
+    PLACES,
     TRANSPORTS,
     format_size,
     parse_number,
@@ -249,7 +250,7 @@ class PortConfig(NamedTuple):
             raise ConfigError(f"--port {text}: no name", "it takes NAME=PLACE")
         if "/" in name:  # udev makes a link of that name
             raise ConfigError(f"--port {text}: there is a slash in the name")
-        return cls(name, parse_place(place, f"--port {name}", stdio=False))
+        return cls(name, parse_place(place, f"--port {name}", known=PLACES[1:]))
 
 
 class ConsoleConfig(NamedTuple):

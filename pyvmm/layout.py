@@ -4,8 +4,8 @@ Where QEMU has a well-known place for something, ours is the same, because kerne
 test suites already look there. Guest-physical memory, lowest first::
 
     0x0000_0000  low RAM: boot GDT, zero page, boot page tables, command line
-    0x0009_FC00  EBDA, VGA hole, option ROMs
-    0x000E_0000  ACPI tables
+    0x0009_FC00  EBDA, VGA hole (the text screen at 0x000B_8000), option ROMs
+    0x000E_0000  ACPI tables; MP tables at 0x000F_0000
     0x0010_0000  RAM, up to 3 GiB
     0xC000_0000  PCI memory window
     0xE000_0000  ECAM (PCI configuration space of bus 0)
@@ -67,6 +67,9 @@ DEBUG_CONSOLE = 0xE9
 DELAY_PORT = 0xED
 DEBUG_EXIT = 0xF4
 SERIAL_PORTS = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
+VIDEO_PORTS = 0x3C0
+CRTC_PORTS = 0x3D4
+VIDEO_STATUS = 0x3D8
 PVPANIC = 0x505
 BIOS_SERVICES = 0x5A0
 PM1A_EVENT = 0x600

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.boot.firmware import BiosFacts, Rom
+    from pyvmm.devices.text_screen import ScreenView
     from pyvmm.trace.tracer import Tracer
 
 
@@ -67,9 +68,10 @@ class Machine:
     """A virtual machine made from ``config``.
 
     ``serial`` are the backends of COM1 and on, ``virtio_console`` those of the virtio console, if
-    there is one; ``loop`` is the event loop that they use, if they use one; it is closed with the
-    machine. Raises :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do;
-    no disk has been written then.
+    there is one; ``screen`` shows the text screen, if there is one; ``loop`` is the event loop that
+    they use, if they use one; it is closed with the machine. Raises
+    :class:`~pyvmm.errors.PyvmmError` if an image, an option or the host won't do; no disk has been
+    written then.
 
     ``tracer`` records what happens; who made it closes it, after the machine.
 
@@ -82,6 +84,7 @@ class Machine:
         serial: Sequence[CharacterBackend] = (),
         *,
         virtio_console: ConsoleBackends = NO_BACKENDS,
+        screen: ScreenView | None = None,
         loop: EventLoop | None = None,
         faults: GuestFaults | None = None,
         tracer: Tracer | None = None,
@@ -101,6 +104,7 @@ class Machine:
         :meth:`end`, and there is no reset then."""
         self._serial_ports = len(serial)
         self._virtio_console = virtio_console
+        self._screen = screen
         self._lifecycle = threading.RLock()  # held while vCPUs are started, and waited for
         self._started = False
         self._paused = False
@@ -171,6 +175,10 @@ class Machine:
     def _load_guest(self) -> EntryState:
         """Put into memory what the guest starts from; the state in which the boot vCPU enters."""
         config = self.config
+        if config.screen is not None:
+            from pyvmm.devices import text_screen  # few machines have one
+
+            text_screen.clear(self.memory)
         if config.kernel is None:
             return self._load_firmware()
         tables = self._write_acpi_tables()
@@ -266,6 +274,8 @@ class Machine:
                 self.config.boot_order,
                 self._bios_facts,
                 self._not_bootable,
+        if self.config.screen is not None:
+            board.add_text_screen(self._screen)
                 self.peripherals.floppies,
             )
         board.assign_pci_addresses()

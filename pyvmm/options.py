@@ -17,6 +17,9 @@ MAX_TIMEOUT = 10**9
 TRANSPORTS = ("pci", "mmio")
 """How a guest reaches a virtio device."""
 
+PLACES = ("stdio", "null", "pty", "file:", "unix:")
+"""The host's side of a character device; a path follows a colon."""
+
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40, "B": 1}
 
 
@@ -85,10 +88,8 @@ def parse_transport(text: str, option: str) -> str:
     return text
 
 
-def parse_place(text: str, option: str, *, stdio: bool = True) -> str:
-    """Where a character device goes: ``stdio`` if that may be, ``null``, ``pty``, ``file:PATH`` or
-    ``unix:PATH``."""
-    known = (*(("stdio",) if stdio else ()), "null", "pty", "file:", "unix:")
+def parse_place(text: str, option: str, *, known: tuple[str, ...] = PLACES) -> str:
+    """Where a character device goes: one of :data:`PLACES`, or as many of them as are ``known``."""
     kind, colon, path = text.partition(":")
     if kind + colon not in known or bool(colon) != bool(path):
         choices = ", ".join(f"{word}PATH" if word[-1] == ":" else word for word in known)

@@ -22,6 +22,7 @@ from pyvmm.backends.streams import StreamBackend
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
 from pyvmm.config import MachineConfig
 from pyvmm.consoles import Consoles, OnOutput
+from pyvmm.devices.ps2 import CTRL_ALT_DELETE
 from pyvmm.errors import GuestFaults
 from pyvmm.eventloop import EventLoop
 from pyvmm.machine import Machine
@@ -73,7 +74,7 @@ class Supervisor:
         self._expectations = expectations
         console = "" if config.console is None else config.console.place
         # Who has no console there keeps the terminal as it is, with a Ctrl-C that works.
-        wanted = "stdio" in (*config.serial, console) and sys.stdin is not None
+        wanted = "stdio" in (*config.serial, console, config.screen) and sys.stdin is not None
         self._terminal = RawMode(sys.stdin.fileno() if wanted else -1)
         self._loop = EventLoop()
         self._consoles: Consoles | None = None
@@ -85,6 +86,7 @@ class Supervisor:
         self._ending = False
         self._prompt: Prompt | None = None
         self._tracer: Tracer | None = None
+        self._unsaid: list[str] = []  # while the terminal shows the guest's screen
 
     def use_prompt(self, prompt: Prompt) -> None:
         """Let the terminal be ``prompt``'s, and its user move the guest; before :meth:`run`."""
@@ -126,14 +128,16 @@ class Supervisor:
         consoles = self._consoles = Consoles(
             self.config,
             self._loop,
-            watch=self._watch,
+            watch=lambda name: self.verdict.reader(name, self._record),
             open_stdio=self._open_stdio,
             say=self.say,
+            terminal=self._screen_size(),
         )
         return Machine(
             self.config,
             consoles.serial,
             virtio_console=consoles.virtio(self._terminal_size()),
+            screen=consoles.screen,
             loop=self._loop,
             faults=self.faults,
             tracer=self._tracer,
@@ -163,21 +167,27 @@ class Supervisor:
             self._ending = True
             machine.stop()
             self._close_consoles(FLUSH_SECONDS)
+            unseen = self.config.screen is None and self.verdict.silent and _has_text(machine)
             outcome = machine.close()
         if machine.failure is not None:
             raise machine.failure
         self._terminal.restore()
         if not self._at_line_start and _share_a_screen(1, 2):
             _print_to_stderr("")
-        return self.verdict.on(outcome)
+        if unseen:
+            self.say("the guest has written to the text screen, which --screen shows")
+        return self._with_screen(self.verdict.on(outcome))
 
-    def _watch(self, name: str) -> OnOutput:
-        """What sees the output of the console ``name``."""
-        if self._record is None:
-            return self.verdict.watch().feed
-        from pyvmm.record import LAST_LINES
-
-        return self._record.watch(name, self.verdict.watch(LAST_LINES))
+    def _with_screen(self, outcome: Outcome) -> Outcome:
+        """The screen is part of what explains a timeout, unless it was seen."""
+        consoles = self._consoles
+        if outcome.reason is not Reason.TIMEOUT or consoles is None or consoles.screen is None:
+            return outcome
+        lines = consoles.screen.lines
+        if self._screen_size() is not None or not lines:
+            return outcome
+        shown = ("the screen at that time:", *(f"| {line}" for line in lines))
+        return outcome._replace(report=(*outcome.report, *shown))
 
     def _flush_consoles(self, timeout: float) -> None:
         if self._consoles is not None:
@@ -188,6 +198,9 @@ class Supervisor:
             self._consoles.close(timeout)
         if self._record is not None:
             self._record.close()
+        unsaid, self._unsaid = self._unsaid, []
+        for line in unsaid:
+            self.say(line)
 
     def _await_end(self, machine: Machine) -> None:
         try:
@@ -223,8 +236,12 @@ class Supervisor:
         self.verdict.before_reset()
 
     def say(self, line: str) -> None:
-        """A line of our own on stderr."""
-        _print_to_stderr(f"pyvmm: {line}")
+        """A line of our own on stderr; later, if the terminal shows the guest's screen."""
+        screen = None if self._consoles is None else self._consoles.screen
+        if screen is not None and screen.live:
+            self._unsaid.append(line)
+        else:
+            _print_to_stderr(f"pyvmm: {line}")
 
     def report(self, outcome: Outcome) -> None:
         """Say on stderr how the run went: what explains a crash; then, as the last line, which end
@@ -245,6 +262,8 @@ class Supervisor:
 
         def handle(number: int, _: FrameType | None) -> None:
             if self._interrupted:
+                if self._consoles is not None and self._consoles.screen is not None:
+                    self._consoles.screen.abandon()
                 self._terminal.restore()
                 self._abandon(number)
                 os._exit(128 + number)
@@ -286,12 +305,19 @@ class Supervisor:
 
     def _resumed(self, number: int, _: FrameType | None) -> None:
         self._terminal.resume()
+        if self._consoles is not None and self._consoles.screen is not None and not self._ending:
+            self._consoles.screen.show_again()
         self._resized(number, _)  # a window may change while we aren't in the foreground
 
     def _resized(self, number: int, _: FrameType | None) -> None:
+        if self._machine is None or self._ending:
+            return
         size = self._terminal_size()
-        if size is not None and self._machine is not None and not self._ending:
+        if size is not None:
             self._machine.resize_console(*size)
+        size = self._screen_size()
+        if size is not None and self._consoles is not None and self._consoles.screen is not None:
+            self._consoles.screen.resize(*size)
 
     def _terminal_size(self) -> tuple[int, int] | None:
         """Columns and rows of the terminal that the virtio console is on; None if it isn't."""
@@ -301,10 +327,21 @@ class Supervisor:
                     return os.get_terminal_size(fd)
         return None
 
+    def _screen_size(self) -> tuple[int, int] | None:
+        """Columns and rows of the terminal that the text screen is shown on; None if it isn't."""
+        if self.config.screen != "stdio" or self._prompt is not None:
+            return None
+        if os.environ.get("TERM") == "dumb" or not RawMode(1).available:
+            return None
+        size = os.get_terminal_size(1)
+        return size.columns or 80, size.lines or 25
+
     def _open_stdio(self, feed: OnOutput | None) -> StreamBackend:
         if self._prompt is not None:
             return self._prompt.open_console(self._loop, feed)
-        keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
+        keys = None
+        if self._terminal.available:
+            keys = EscapeKeys(self._escape_keys(), self._show_keys)
         # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
         input_fd = None if os.isatty(0) and keys is None else 0
 
@@ -327,6 +364,13 @@ class Supervisor:
         else:
             self.say(f"the console's output is lost: {error.strerror}")
 
+    def _show_keys(self, text: str) -> None:
+        screen = None if self._consoles is None else self._consoles.screen
+        if screen is not None and screen.live:
+            screen.notice(text)
+        else:
+            _print_to_stderr(text)
+
     def _escape_keys(self) -> dict[str, Key]:
         def quit_machine() -> None:
             self._end(Reason.INTERRUPTED, "from the terminal")
@@ -343,16 +387,31 @@ class Supervisor:
             if self._machine is not None:
                 self._machine.press_reset_button()
 
-        return {
+        keys = {
             "x": Key("quit: end the guest at once", quit_machine),
             "p": Key("press the power button", press_power_button),
             "r": Key("reset", press_reset_button),
             "b": Key("send a break (Linux: the SysRq key)", send_break),
         }
+        if self.config.screen == "stdio":
+            del keys["b"]
+            keys["d"] = Key("press Ctrl-Alt-Del", self._ctrl_alt_delete)
+        return keys
+
+    def _ctrl_alt_delete(self) -> None:
+        if self._consoles is not None and self._consoles.screen is not None:
+            self._consoles.screen.press(CTRL_ALT_DELETE)
 
     def _end(self, reason: Reason, detail: str = "", value: int = 0) -> None:
         if self._machine is not None:
             self._machine.end(reason, detail, value=value)
+
+
+def _has_text(machine: Machine) -> bool:
+    """Whether there is something on a text screen that nobody has seen."""
+    from pyvmm.devices.text_screen import has_text  # here, because most guests say something
+
+    return has_text(machine.memory)
 
 
 @contextmanager

@@ -83,7 +83,8 @@ def _leave_stdout_free(options: dict[str, Any]) -> None:
         return
     if any(text.partition(",")[0] == STDOUT for text in options["traces"]):
         raise ConfigError("--json -: stdout is the trace's", "send one of them to a file")
-    if "stdio" in (*options["serial"], (options["console"] or "").partition(",")[0]):
+    console = (options["console"] or "").partition(",")[0]
+    if "stdio" in (*options["serial"], console, options["screen"]):
         raise ConfigError("--json -: stdout is the console's", "send one of them to a file")
     options["serial"] = options["serial"] or ("null",)
 
@@ -104,7 +105,8 @@ def _inputs(options: dict[str, Any]) -> list[str]:
     found = [options["kernel"], options["initrd"], options["report"]]
     found += [text.partition(",")[0] for text in (*options["disks"], *options["traces"])]
     ports = [port.partition("=")[2] for port in options["ports"]]
-    for place in (*options["serial"], *ports, (options["console"] or "").partition(",")[0]):
+    console = (options["console"] or "").partition(",")[0]
+    for place in (*options["serial"], *ports, console, options["screen"] or ""):
         kind, _, path = place.partition(":")
         if kind == "file":
             found.append(path)

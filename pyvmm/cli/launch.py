@@ -75,6 +75,8 @@ def _parse_traces(options: dict[str, Any]) -> tuple[Any, ...]:
     from pyvmm.trace.config import STDOUT, TraceConfig, TraceFilter  # only now: few runs want it
 
     traces = [TraceConfig.parse(text) for text in options["traces"]]
-    if not options["serial"] and any(trace.path == STDOUT for trace in traces):
-        options["serial"] = ("null",)
+    if any(trace.path == STDOUT for trace in traces):
+        if options["screen"] == "stdio":
+            raise ConfigError("--trace -: stdout is the screen's", "send one of them to a file")
+        options["serial"] = options["serial"] or ("null",)
     return traces, [TraceFilter.parse(text) for text in options["trace_filters"]]

@@ -201,6 +201,14 @@ OPTIONS = (
         help="Where a serial port goes: COM1 first, up to four.  [default: stdio]",
     ),
     Option(
+    Option(
+        "--screen",
+        bare="stdio",
+        metavar="[stdio|null|file:PATH]",
+        help="A text screen and its keyboard, for guests that write to B8000h: shown on the"
+        " terminal; without one, or in a file, its lines as they come to stand there. With stdio"
+        " COM1 goes to null, unless --serial says otherwise.",
+    ),
         "--console",
         metavar="stdio|null|pty|file:PATH|unix:PATH[,transport=…]",
         help="A virtio console (Linux: hvc0). With stdio COM1 goes to null, unless --serial says"

@@ -1,9 +1,10 @@
 """The keyboard controller: an 8042 at ports 0x60 and 0x64.
 
 IBM's PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Controller". The
-keyboard and the mouse that are plugged into it are in ps2.py. Nobody types or points here, because
-the console is serial: this is what drivers probe, a way to reset the machine, and the way of the
-keys that the host injects, such as Ctrl-Alt-Del, which asks a guest to reboot.
+keyboard and the mouse that are plugged into it are in ps2.py. Where the console is serial nobody
+types or points here: this is what drivers probe, a way to reset the machine, and the way of the
+keys that the host injects, such as Ctrl-Alt-Del, which asks a guest to reboot. With --screen it is
+the way of all keys.
 
 * A controller command or a byte for a device is executed at once, so the input buffer is never
   full and a guest never waits.
@@ -132,12 +133,13 @@ class I8042(Device):
         self._output = 0  # the output buffer; a byte stays readable after it was taken
         self._output_full = False
 
-    def key(self, codes: bytes) -> None:
-        """Press and release keys, in scan code set 2. They are lost if the guest isn't listening.
-        Any thread may call."""
+    def key(self, codes: bytes) -> bool:
+        """Press and release keys, in scan code set 2; whether the keyboard took them, or the guest
+        isn't listening. Any thread may call."""
         with self.lock:
-            self._keyboard.key(codes)
+            taken = self._keyboard.key(codes)
             self._fill()
+            return taken
 
     def ctrl_alt_delete(self) -> None:
         """Ask the guest to reboot. Any thread may call."""

@@ -1,8 +1,8 @@
 """The PS/2 keyboard and mouse that are plugged into the keyboard controller (i8042.py).
 
 IBM's PS/2 Hardware Interface Technical Reference, "Keyboard (101- and 102-Key)" and "Mouse".
-Nobody types or points here, because the console is serial: drivers probe for the two, and keys
-come from the host only.
+Nobody points here. Keys come from the host: those that it injects, and with --screen those that are
+typed at the terminal.
 
 Left out: scan code set 3 (the keyboard answers "resend", as those do that lack it), mouse wheels
 and movement.
@@ -180,15 +180,17 @@ class Keyboard(Ps2Device):
         self.typematic = _DEFAULT_TYPEMATIC
         self.leds = 0
 
-    def key(self, codes: bytes) -> None:
-        """Somebody presses and releases keys: ``codes`` in set 2. Either all fit or none."""
+    def key(self, codes: bytes) -> bool:
+        """Somebody presses and releases keys: ``codes`` in set 2. Either all fit or none; whether
+        they did."""
         if not self.scanning or len(self.queue) + len(codes) > _KEY_BUFFER:
-            return
+            return False
         values: list[int | None] = list(codes)
         if self.scan_code_set == 1:
             translator = Translator()
             values = [translator.feed(code) for code in codes]
         self.send(*(value for value in values if value is not None))
+        return True
 
     def accept_parameter(self, command: int, value: int) -> bool:
         if value >= KeyboardCommand.SET_LEDS:
