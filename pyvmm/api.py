@@ -275,10 +275,10 @@ class Machine:
                 self.config,
                 self._consoles.serial,
                 virtio_console=self._consoles.virtio(),
+                screen=self._consoles.screen,
                 loop=self._loop,
                 faults=GuestFaults(LOG.warning),
                 tracer=self._tracer,
-                screen=self._consoles.screen,
             )
             self._resources = resources.pop_all()
         self._machine.before_reset = self._before_reset
@@ -424,9 +424,6 @@ class Machine:
             self.start()
         return Stepper(self._machine, found)
 
-    def stats(self) -> Stats:
-        """Figures of the run so far."""
-        machine, ended = self._machine, self._outcome
     def screen(self) -> list[str]:
         """The text that is on the screen, without the empty lines at its end; with
         ``console="screen"``. Also when the machine has been closed."""
@@ -435,6 +432,9 @@ class Machine:
             raise RuntimeError('the machine has no text screen (console="screen")')
         return screen.lines
 
+    def stats(self) -> Stats:
+        """Figures of the run so far."""
+        machine, ended = self._machine, self._outcome
         return Stats(
             machine.seconds if ended is None else ended.seconds,
             tuple(thread.vcpu.exits for thread in machine.vcpus),

@@ -228,6 +228,21 @@ class Board:
         self.pio.add(layout.DEBUG_EXIT, 4, device, "debug exit", max_size=4)
         self.devices["debug-exit"] = device
 
+    def add_text_screen(self, view: ScreenView | None) -> None:
+        """A colour text adapter; ``view`` shows it, and has the keyboard."""
+        from pyvmm.devices.text_screen import GENERAL_PORTS, TextScreen
+
+        screen = TextScreen(self.wiring.memory, self.wiring.clock, view)
+        general, crtc = screen.general_window, screen.crtc_window
+        self.pio.add(layout.VIDEO_PORTS, GENERAL_PORTS, general, "text screen", max_size=1)
+        self.pio.add(layout.CRTC_PORTS, 2, crtc, "text screen CRTC", max_size=1)
+        self.pio.add(layout.VIDEO_STATUS, 3, screen.status_window, "text screen mode", max_size=1)
+        self.devices["text-screen"] = self.text_screen = screen
+        keyboard = self.devices["i8042"]
+        assert isinstance(keyboard, I8042)
+        if view is not None:
+            view.connect(screen.picture, keyboard.key)
+
     def add_fw_cfg(self, cpus: int, files: Mapping[str, bytes]) -> None:
         """What firmware asks for ``files``."""
         from pyvmm.devices.fw_cfg import PORTS, FwCfg
@@ -251,21 +266,6 @@ class Board:
             self.wiring.memory,
             self.wiring.faults,
             bios_disks(self.virtio),
-    def add_text_screen(self, view: ScreenView | None) -> None:
-        """A colour text adapter; ``view`` shows it, and has the keyboard."""
-        from pyvmm.devices.text_screen import GENERAL_PORTS, TextScreen
-
-        screen = TextScreen(self.wiring.memory, self.wiring.clock, view)
-        general, crtc = screen.general_window, screen.crtc_window
-        self.pio.add(layout.VIDEO_PORTS, GENERAL_PORTS, general, "text screen", max_size=1)
-        self.pio.add(layout.CRTC_PORTS, 2, crtc, "text screen CRTC", max_size=1)
-        self.pio.add(layout.VIDEO_STATUS, 3, screen.status_window, "text screen mode", max_size=1)
-        self.devices["text-screen"] = self.text_screen = screen
-        keyboard = self.devices["i8042"]
-        assert isinstance(keyboard, I8042)
-        if view is not None:
-            view.connect(screen.picture, keyboard.key)
-
             boot_order,
             facts,
             give_up=give_up,

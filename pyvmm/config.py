@@ -341,17 +341,17 @@ class MachineConfig(_MachineFields):
         console = self.console
         consoles = tuple(filter(None, console.places)) if console is not None else ()
         places = self.serial + consoles
-        for place in places:
-            option = "--console" if place in consoles else "--serial"
-            parse_place(place, option)
-            if place not in ("null", "pty") and places.count(place) > 1:
-                raise ConfigError(f"{option}: {place} can't serve two ports")
         if self.screen is not None:
             parse_place(self.screen, "--screen", known=("stdio", "null", "file:"))
             places += (self.screen,)
+        for place in places:
+            option = "--console" if place in consoles else "--serial"
+            option = "--screen" if place == self.screen else option
+            parse_place(place, option)
+            if place not in ("null", "pty") and places.count(place) > 1:
+                raise ConfigError(f"{option}: {place} can't serve two ports")
 
     @property
-            option = "--screen" if place == self.screen else option
     def boots(self) -> str:
         """The name of the file that the guest starts from: kernel, first disk or firmware."""
         return os.path.basename(self.kernel or next(iter(self._disks), "") or self.firmware or "")

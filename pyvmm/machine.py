@@ -263,6 +263,8 @@ class Machine:
             board.add_debug_console(serial[0])
         if self.config.debug_exit:
             board.add_debug_exit()
+        if self.config.screen is not None:
+            board.add_text_screen(self._screen)
         if self.config.devices:
             from pyvmm.user_devices.plugging import plug  # few machines have one
 
@@ -274,8 +276,6 @@ class Machine:
                 self.config.boot_order,
                 self._bios_facts,
                 self._not_bootable,
-        if self.config.screen is not None:
-            board.add_text_screen(self._screen)
                 self.peripherals.floppies,
             )
         board.assign_pci_addresses()

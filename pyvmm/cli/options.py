@@ -201,7 +201,6 @@ OPTIONS = (
         help="Where a serial port goes: COM1 first, up to four.  [default: stdio]",
     ),
     Option(
-    Option(
         "--screen",
         bare="stdio",
         metavar="[stdio|null|file:PATH]",
@@ -209,6 +208,7 @@ OPTIONS = (
         " terminal; without one, or in a file, its lines as they come to stand there. With stdio"
         " COM1 goes to null, unless --serial says otherwise.",
     ),
+    Option(
         "--console",
         metavar="stdio|null|pty|file:PATH|unix:PATH[,transport=…]",
         help="A virtio console (Linux: hvc0). With stdio COM1 goes to null, unless --serial says"
