@@ -128,7 +128,7 @@ class Supervisor:
         consoles = self._consoles = Consoles(
             self.config,
             self._loop,
-            watch=self._watch,
+            watch=lambda name: self.verdict.reader(name, self._record),
             open_stdio=self._open_stdio,
             say=self.say,
             terminal=self._screen_size(),
@@ -310,6 +310,8 @@ class Supervisor:
         self._resized(number, _)  # a window may change while we aren't in the foreground
 
     def _resized(self, number: int, _: FrameType | None) -> None:
+        if self._machine is None or self._ending:
+            return
         size = self._terminal_size()
         if size is not None:
             self._machine.resize_console(*size)
@@ -337,7 +339,9 @@ class Supervisor:
     def _open_stdio(self, feed: OnOutput | None) -> StreamBackend:
         if self._prompt is not None:
             return self._prompt.open_console(self._loop, feed)
-        keys = EscapeKeys(self._escape_keys()) if self._terminal.available else None
+        keys = None
+        if self._terminal.available:
+            keys = EscapeKeys(self._escape_keys(), self._show_keys)
         # A background job that reads its terminal is stopped (SIGTTIN); it gets no input.
         input_fd = None if os.isatty(0) and keys is None else 0
 
@@ -383,7 +387,7 @@ class Supervisor:
             if self._machine is not None:
                 self._machine.press_reset_button()
 
-        return {
+        keys = {
             "x": Key("quit: end the guest at once", quit_machine),
             "p": Key("press the power button", press_power_button),
             "r": Key("reset", press_reset_button),

@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.console_watch import KEPT_LINES, ConsoleWatch
 from pyvmm.errors import ConfigError
 from pyvmm.eventloop import Clock
 from pyvmm.outcome import Outcome, Reason
+
+if TYPE_CHECKING:
+    from pyvmm.record import Record
 
 QUIET_NS = 250_000_000
 """A panic's first line, or another report's, doesn't end the run at once, so that the register dump
@@ -116,6 +119,15 @@ class Verdict:
         )
         self.watches.append(watch)
         return watch
+
+    def reader(self, name: str, record: Record | None) -> Callable[[bytes], None]:
+        """What sees the output of the console ``name``: a watch, and ``record``, if there is
+        one."""
+        if record is None:
+            return self.watch().feed
+        from pyvmm.record import LAST_LINES
+
+        return record.watch(name, self.watch(LAST_LINES))
 
     @property
     def silent(self) -> bool:
