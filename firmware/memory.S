@@ -108,7 +108,7 @@ memory_map:
  * caller's for protected mode, but it is the VMM that moves the data: between places in RAM only. */
 #define SOURCE_DESCRIPTOR 0x10
 #define TARGET_DESCRIPTOR 0x18
-#define MOVE_PARITY_ERROR 1
+#define MOVE_EXCEPTION 2
 move_block:
         movzx   eax, cx
         add     eax, eax
@@ -124,11 +124,13 @@ move_block:
         mov     cs:[request_buffer + 4], eax
         mov     al, SERVICE_COPY
         call    services
-        mov     ah, MOVE_PARITY_ERROR
-        jc      return_error
+        jc      1f
         mov     byte ptr [bp + CALLER_AH], 0
         or      byte ptr [bp + CALLER_FLAGS], ZERO
         jmp     return_ok
+1:      and     byte ptr [bp + CALLER_FLAGS], ~ZERO & 0xFF
+        mov     ah, MOVE_EXCEPTION
+        jmp     return_error
 
 /* EAX is the base in the descriptor at ES:DI. */
 descriptor_base:

@@ -8,10 +8,9 @@
 
 #define PCI_SERVICE 0x49435024          /* $PCI */
 
-/* INT 1Ah with AH = B1h. */
+/* INT 1Ah with AH = B1h. Interrupts stay off, as section 3.3 wants it: their handlers may use the same
+ * two ports. */
 pci_services:
-        sti
-        cld
         call    pci_call_16
         push    bp
         mov     bp, sp

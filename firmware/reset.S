@@ -7,7 +7,7 @@
 #include "bios.h"
 
         .section .reset, "ax"
-        .globl  reset_vector
+        .globl  reset_vector, post
 reset_vector:
         ljmp    BIOS_SEGMENT, offset post
         .ascii  "11/21/26"              // F000:FFF5, the date
@@ -70,7 +70,7 @@ set_up_data_area:
         mov     word ptr BDA_MEMORY_KIB, BASE_MEMORY_KIB
         // An FPU, a PS/2 mouse port and 80 columns in colour; serial ports are added later.
         mov     word ptr BDA_EQUIPMENT, 0x0026
-        mov     dword ptr BDA_LPT_TIMEOUTS, 0x14141414
+        mov     dword ptr BDA_LPT_TIMEOUTS, 0x00141414      // (of the fourth, flags are there now)
         mov     dword ptr BDA_COM_TIMEOUTS, 0x01010101
         push    EBDA_SEGMENT
         pop     es

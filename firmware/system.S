@@ -23,12 +23,6 @@ system_services:                        /* function, where */
         .word   0xC1, extended_data_area
         .word   0xE8, memory_e8
         .word   -1
-
-configuration_table:
-        .word   8                       // bytes that follow
-        .byte   0xFC, 0x01, 0x00        // model and submodel: AT; revision
-        .byte   0x74                    // two PICs, a clock, INT 15h 4Fh is called, an EBDA
-        .byte   0x00, 0x00, 0x00, 0x00
         .text
 
 int15:  enter_service

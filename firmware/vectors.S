@@ -3,7 +3,7 @@
  */
 #include "bios.h"
 
-        .globl  set_up_vectors, return, return_ok, return_carry, return_error
+        .globl  set_up_vectors, return, return_ok, return_carry, return_error, on_master_irq
 
 /* How services end. Carry is the caller's to see in the flags that IRET restores. */
 return_error:                           // AH is the error
@@ -24,7 +24,7 @@ set_up_vectors:
         mov     es, ax
         xor     di, di
         mov     eax, BIOS_SEGMENT << 16
-        mov     ax, offset on_nothing
+        mov     ax, offset do_nothing
         mov     cx, 256
         rep     stosd
         mov     si, offset vectors
@@ -59,8 +59,8 @@ vectors:
         .word   0x09, int09
         .word   0x0A, on_master_irq
         .word   0x0B, on_master_irq
-        .word   0x0C, on_master_irq
-        .word   0x0D, on_master_irq
+        .word   0x0C, on_irq4
+        .word   0x0D, on_irq5
         .word   0x0E, on_master_irq
         .word   0x0F, on_master_irq
         .word   0x10, int10
@@ -86,9 +86,6 @@ vectors:
         .word   0x77, on_slave_irq
         .word   -1
         .text
-
-on_nothing:
-        iret
 
 /* An interrupt of a device without a driver: acknowledged, and masked lest it come for ever. The
  * one in service has the highest priority, and the lowest bit. */
@@ -130,6 +127,49 @@ on_master_irq:
 1:      pop     ax
         iret
 
+/* IRQ 4 and 5 have the vectors that the CPU uses for an operand beyond the end of a segment, the
+ * stack's and another's. If the PIC has no such interrupt in service it was that; or somebody's
+ * handler has called this one when all was done. A fault comes again at once. */
+.macro  irq_or_fault number, message
+        push    ax
+        mov     al, 0x0B                // OCW3: read the in-service register
+        out     PIC_MASTER, al
+        in      al, PIC_MASTER
+        test    al, 1 << \number
+        pop     ax
+        jnz     on_master_irq
+        enter_service
+        mov     si, offset \message
+        jmp     stop_if_repeated
+.endm
+on_irq4:
+        irq_or_fault 4, stack_fault
+on_irq5:
+        irq_or_fault 5, protection_fault
+stop_if_repeated:
+        mov     eax, [bp + CALLER_IP]   // and CS
+        mov     ecx, BDA_TICKS
+        cmp     eax, cs:[fault_address]
+        jne     1f
+        cmp     ecx, cs:[fault_time]
+        jne     1f
+        dec     byte ptr cs:[fault_repeats]
+        jz      stop
+        jmp     return
+1:      mov     cs:[fault_address], eax
+        mov     cs:[fault_time], ecx
+        mov     byte ptr cs:[fault_repeats], 200
+        jmp     return
+
+        .data
+fault_address:
+        .long   0
+fault_time:
+        .long   0
+fault_repeats:
+        .byte   0
+        .text
+
 /* Faults return to the instruction that caused them: going on would be an endless loop. */
 on_divide_error:
         enter_service
@@ -156,6 +196,10 @@ divide_error:
         .asciz  "\r\nBIOS: divide error at "
 invalid_opcode:
         .asciz  "\r\nBIOS: invalid opcode at "
+stack_fault:
+        .asciz  "\r\nBIOS: stack fault at "
+protection_fault:
+        .asciz  "\r\nBIOS: protection fault at "
         .globl  new_line
 new_line:
         .asciz  "\r\n"

@@ -481,7 +481,7 @@ test_block_move:
         mov     cx, 256
         mov     si, offset descriptors
         int     0x15
-        check_refused 0x01, "INT 15h 87h: no RAM"
+        check_refused 0x02, "INT 15h 87h: no RAM"
         ret
 
 test_system:
