@@ -161,6 +161,7 @@ class Machine:
         cpu: str = "host",
         cpu_affinity: str | None = None,
         disks: Sequence[Path | DiskConfig] = (),
+        floppies: Sequence[Path] = (),
         nets: Sequence[str | NetConfig] = (),
         rng: str | bool | None = None,
         balloon: str | bool | None = None,
@@ -214,6 +215,7 @@ class Machine:
                 "cpu": cpu,
                 "cpu_affinity": cpu_affinity,
                 "disks": tuple(map(_path_or_config, disks)),
+                "floppies": tuple(map(os.fspath, floppies)),
                 "nets": tuple(nets),
                 "rng": _switch(rng),
                 "balloon": _switch(balloon),
@@ -255,13 +257,14 @@ class Machine:
         self._closed = False
         self._told = False  # the program, of a failure
         self._minder: threading.Thread | None = None
+        record = None if results is None else results.record
         with ExitStack() as resources:
             resources.callback(os.close, self._keyboard)
             try:
                 self._consoles = Consoles(
                     self.config,
                     self._loop,
-                    watch=self._watch,
+                    watch=lambda name: self._verdict.reader(name, record),
                     open_stdio=self._open_stdio,
                     say=LOG.info,
                 )
@@ -470,13 +473,6 @@ class Machine:
         results.config = self.config
         for line in results.end(outcome, self._verdict, self._machine.faults.counts):
             LOG.warning("%s", line)
-
-    def _watch(self, name: str) -> OnOutput:
-        if self._results is None:
-            return self._verdict.watch().feed
-        from pyvmm.record import LAST_LINES
-
-        return self._results.record.watch(name, self._verdict.watch(LAST_LINES))
 
     def _before_reset(self) -> None:
         """What it said before is to be seen first."""
