@@ -250,8 +250,12 @@ put_key:
 
 /* The serial port as a keyboard. */
 
-/* What has come at COM1, into the buffer; no more than one key, so that nothing is lost. */
+/* A key that has come at COM1, into the buffer, if none is there: however often a program looks, what
+ * it doesn't take stays in the port, and nothing is lost. */
 poll_serial:
+        mov     bx, BDA_KEY_HEAD
+        cmp     bx, BDA_KEY_TAIL
+        jne     1f
         mov     dx, BDA_COM_PORTS
         test    dx, dx
         jz      1f

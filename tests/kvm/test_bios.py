@@ -318,6 +318,28 @@ def test_keys_come_from_the_serial_port(tmp_path: Path) -> None:
     assert ended.lines[1:] == [f"{key:04X}" for key in wanted]
 
 
+def test_looking_for_a_key_takes_none(tmp_path: Path) -> None:
+    """However often a program looks before it reads, and more is typed than the buffer holds."""
+    text = "".join(chr(ord("a") + number % 26) for number in range(200)) + "\r"
+    source = f"""
+    again:
+        mov cx, 3
+    1:  mov ah, 1
+        int 0x16
+        jz 1b
+        loop 1b
+        mov ah, 0
+        int 0x16
+        mov ah, 0x0e
+        int 0x10
+        cmp al, 13
+        jne again
+    {POWER_OFF}
+    """
+    ended = run("-d", disk(tmp_path / "disk", source), stdin=text.encode())
+    assert "".join(ended.lines[1:]) == text.strip()  # it wraps
+
+
 def test_typing_while_nobody_asks_is_not_lost(tmp_path: Path) -> None:
     """INT 16h gives what was typed before it, and what comes while it waits."""
     source = f"""
