@@ -109,7 +109,7 @@ class Machine:
         self._started = False
         self._paused = False
         self._rom: Rom | None = None
-        self._fw_cfg: dict[str, bytes] = {}
+        self._fw_cfg: dict[str, bytes] | None = None
         self._bios: BiosFacts | None = None
         self._reset_wanted = False
         self._reboots = 0
@@ -195,6 +195,10 @@ class Machine:
         )
         if entry.kernel is not None:
             self._load_bios(tables, entry.kernel)
+        if entry.fw_cfg:
+            self._fw_cfg = {}  # no files: they are for firmware
+        if entry.remark:
+            self.faults.tell(entry.remark)
         return entry
 
     def _load_firmware(self) -> EntryState:
@@ -269,7 +273,7 @@ class Machine:
             from pyvmm.user_devices.plugging import plug  # few machines have one
 
             plug(self.config.devices, board)  # last, so that they yield to all others
-        if self._fw_cfg:
+        if self._fw_cfg is not None:
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         if self._bios is not None:
             board.add_bios_services(

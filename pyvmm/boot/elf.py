@@ -96,6 +96,9 @@ class _Header(NamedTuple):
     e_ehsize: int
     e_phentsize: int
     e_phnum: int
+    e_shentsize: int
+    e_shnum: int
+    e_shstrndx: int
 
 
 class ProgramHeader(NamedTuple):
@@ -123,7 +126,7 @@ class Note(NamedTuple):
 
 
 _IDENT_SIZE = 16
-_EHDR = {ELFCLASS32: struct.Struct("<2H5I3H"), ELFCLASS64: struct.Struct("<2HI3QI3H")}
+_EHDR = {ELFCLASS32: struct.Struct("<2H5I6H"), ELFCLASS64: struct.Struct("<2HI3QI6H")}
 _PHDR = {ELFCLASS32: struct.Struct("<8I"), ELFCLASS64: struct.Struct("<2I6Q")}
 _NHDR = struct.Struct("<3I")
 
@@ -279,8 +282,10 @@ class ElfImage:
 
     def check_fits(self, memory: GuestMemory, command_line_size: int) -> None:
         """Raise an error unless every segment lies in RAM that boot leaves free."""
+        line = layout.COMMAND_LINE, layout.COMMAND_LINE + command_line_size
+        in_use = (*LOW_MEMORY_IN_USE, ("the command line", *line))
         for p in self.segments:
-            check_fits(self.image, memory, p.p_paddr, p.end, LOW_MEMORY_IN_USE, command_line_size)
+            check_fits(self.image, memory, p.p_paddr, p.end, in_use)
 
 
 def check_fits(
@@ -289,10 +294,9 @@ def check_fits(
     start: int,
     end: int,
     in_use: Sequence[tuple[str, int, int]],
-    command_line_size: int,
 ) -> None:
     """Raise an error unless a kernel's segment from ``start`` to ``end`` lies in RAM, and not on
-    what is ``in_use`` (owner, start, end) or on the command line."""
+    what is ``in_use`` (owner, start, end)."""
     where = f"kernel {image.name} has a segment at {start:#x}-{end - 1:#x}"
     if not memory.contains(start, end - start):
         hint = ""
@@ -302,8 +306,7 @@ def check_fits(
             hint = memory_option(end - MMIO_HOLE_END + MMIO_HOLE_START)
         size = memory.size // MIB
         raise ImageError(f"{where}, which is not all RAM in a machine with {size} MiB", hint)
-    line = "the command line", layout.COMMAND_LINE, layout.COMMAND_LINE + command_line_size
-    for owner, first, last in (*in_use, line):
+    for owner, first, last in in_use:
         if start < last and first < end:
             raise ImageError(f"{where}, where {owner} ({first:#x}-{last - 1:#x}) must go")
 

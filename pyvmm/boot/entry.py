@@ -126,7 +126,8 @@ class RealModeKernel(NamedTuple):
 class EntryState(NamedTuple):
     """Registers at a guest's entry. ``registers`` has the general registers, ``rip`` and
     ``rflags`` under KVM's names; one that is missing is zero. With a ``kernel``, the entry is that
-    of a BIOS, which has to be there."""
+    of a BIOS, which has to be there. With ``fw_cfg`` the guest may look for that device. ``remark``
+    is a line for the user, of what the guest wants and isn't there."""
 
     registers: dict[str, int]
     cs: Segment
@@ -144,6 +145,8 @@ class EntryState(NamedTuple):
     cr4: int = 0
     efer: int = 0
     kernel: RealModeKernel | None = None
+    fw_cfg: bool = False
+    remark: str = ""
 
     @classmethod
     def long_mode(cls, memory: GuestMemory, rip: int, **registers: int) -> EntryState:

@@ -71,15 +71,15 @@ def _describe_multiboot(image: Image, chosen: str, facts: Description) -> None:
         return
     if second is not None and chosen == "multiboot2":
         multiboot2.refuse_what_is_not_there(image, second)
-        pieces, address = multiboot2.plan(image, second)
+        plan = multiboot2.plan(image, second)
     else:
         assert first is not None
-        pieces, address = multiboot.plan(image, first)
+        plan = multiboot.plan(image, first)
     facts |= {
-        "segments": [[piece.address, piece.end] for piece in pieces],
-        "minimum_memory": align_up(max(piece.end for piece in pieces), MIB),
+        "segments": [[piece.address, piece.end] for piece in plan.pieces],
+        "minimum_memory": align_up(max(piece.end for piece in plan.pieces), MIB),
         "boots": True,
-        "how": f"{entry_name(chosen)}, in 32-bit protected mode at {address:#x}",
+        "how": f"{entry_name(chosen)}, in 32-bit protected mode at {plan.entry:#x}",
     }
 
 

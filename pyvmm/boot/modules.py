@@ -1,7 +1,8 @@
 """Boot modules: files that a kernel finds in memory, each with a line of text (Multiboot, PVH).
 
-They are given as ``--initrd "FILE [WORDS],FILE [WORDS]…"``, as QEMU has it; a module's text is all
-of its part, with the file's name as the first word, which is how boot loaders pass it, too.
+They are given as ``--initrd "FILE [WORDS],FILE [WORDS]…"``, as QEMU has it, and ``,,`` is a comma
+that parts nothing; a module's text is all of its part, with the file's name as the first word,
+which is how boot loaders pass it, too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from pyvmm import layout
 from pyvmm.boot.image import ImageFile
 from pyvmm.boot.memory_map import memory_option
 from pyvmm.errors import ConfigError, ImageError
@@ -36,15 +38,16 @@ def load(
     given: str | os.PathLike[str] | None, memory: GuestMemory, occupied: Iterable[tuple[int, int]]
 ) -> list[Module]:
     """Read the modules into RAM below 4 GiB, one behind the other above all that is ``occupied``
-    (start, end): where kernels that map little memory find them."""
+    (start, end), and above 1 MiB: where kernels that map little memory find them."""
     if given is None:
         return []
-    texts = [text.strip() for text in os.fspath(given).split(",")]
+    parts = os.fspath(given).replace(",,", "\0").split(",")
+    texts = [text.replace("\0", ",").strip() for text in parts]
     if "" in texts:
         raise ConfigError(f"--initrd: a module has no name in {os.fspath(given)!r}")
     if len(texts) > MAX_MODULES:
         raise ConfigError(f"--initrd: {len(texts)} modules are more than {MAX_MODULES}")
-    start = max(end for _, end in occupied)
+    start = max(layout.HIGH_RAM, *(end for _, end in occupied))
     ram_end = memory.regions[0].end
     found = []
     with ExitStack() as files:

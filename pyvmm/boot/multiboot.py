@@ -5,8 +5,12 @@ says what it wants; it is an ELF file, or (with MULTIBOOT_AOUT_KLUDGE) anything,
 where it goes. It is entered in flat 32-bit protected mode without paging, EAX holding a magic
 number and EBX the address of the information structure (sections 3.2 and 3.3).
 
-Left out: the symbol tables (``syms``), drives, the BIOS's configuration table, APM, and video: this
-machine has no screen. A kernel that would like to know of a video mode is told of none.
+What the kernel is told lies in low memory, where the kernel is not; the stack is only there for
+kernels that use one before they have made theirs.
+
+Left out: the boot device, drives, the BIOS's configuration table, APM, and video: this machine has
+no screen. A kernel that asks for a video mode is started, with a line to the user, and is told of
+none: few can't do without.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.boot import command_line as command_lines
-from pyvmm.boot import modules
-from pyvmm.boot.elf import STACK_SIZE, ElfImage, check_fits
-from pyvmm.boot.entry import GDT_SIZE, EntryState
+from pyvmm.boot import elf_sections, modules
+from pyvmm.boot.elf import ElfImage, check_fits
+from pyvmm.boot.entry import GDT_SIZE, IDENTITY_MAP_SIZE, EntryState
 from pyvmm.boot.image import Image
 from pyvmm.boot.kind import ELF_MAGIC
 from pyvmm.boot.memory_map import MapEntry, memory_map
 from pyvmm.errors import ImageError
-from pyvmm.memory import KIB, GuestMemory
+from pyvmm.memory import KIB, PAGE_SIZE, GuestMemory, align_up
 
 HEADER_MAGIC = 0x1BADB002
 BOOTLOADER_MAGIC = 0x2BADB002
@@ -55,6 +59,7 @@ class InfoFlags(IntFlag):
     MEMORY = 1 << 0
     CMDLINE = 1 << 2
     MODS = 1 << 3
+    ELF_SHDR = 1 << 5
     MEM_MAP = 1 << 6
     BOOT_LOADER_NAME = 1 << 9
 
@@ -87,17 +92,34 @@ class Placement(NamedTuple):
         return self.address + self.size
 
 
+class Plan(NamedTuple):
+    """What of the file goes where, and the entry point; ``elf`` is the file if it was loaded by its
+    segments."""
+
+    pieces: list[Placement]
+    entry: int
+    elf: ElfImage | None = None
+
+
+class Loaded(NamedTuple):
+    """What is in memory besides the kernel: ``occupied`` is all of it (start, end)."""
+
+    modules: list[modules.Module]
+    sections: elf_sections.Sections | None
+    stack_top: int
+    occupied: list[tuple[int, int]]
+
+
 _IN_USE = (
     ("the boot GDT", layout.BOOT_GDT, layout.BOOT_GDT + GDT_SIZE),
-    ("the boot stack", layout.BOOT_STACK_TOP - STACK_SIZE, layout.BOOT_STACK_TOP),
-    (
-        "the Multiboot information",
-        layout.MULTIBOOT_INFO,
-        layout.MULTIBOOT_INFO + layout.MULTIBOOT_INFO_SIZE,
-    ),
     ("the EBDA, video memory or ACPI tables", layout.EBDA, layout.HIGH_RAM),
 )
-"""Where a kernel must not go, besides the command line."""
+"""Where a kernel must not go."""
+
+_LOWEST_PAGE = PAGE_SIZE
+"""Below are the places of the real mode's interrupt table and the BIOS's data, and our GDT."""
+
+_STACK_SIZE = PAGE_SIZE
 
 _MAGIC_AND_FLAGS = struct.Struct("<3I")
 _ADDRESSES = struct.Struct("<5I")
@@ -143,33 +165,36 @@ def load(
         raise ImageError(
             f"kernel {image.name} has a Multiboot header whose flags {unknown:#x} nobody knows"
         )
-    pieces, address = plan(image, header)
+    kernel = plan(image, header)
     # The first word is the kernel's name, as it is with other loaders: kernels pass it over.
-    words = f"{os.path.basename(image.name)} {command_line}".strip()
+    words = f"{image.name} {command_line}".strip()
     line = command_lines.encode(words, command_lines.ROOM, f"kernel {image.name}")
-    place(image, memory, pieces, len(line))
-    found = modules.load(initrd, memory, [(piece.address, piece.end) for piece in pieces])
-    command_lines.write(memory, line)
-    memory.write(layout.MULTIBOOT_INFO, _information(memory, found))
-    return entry_state(memory, address, BOOTLOADER_MAGIC)
+    loaded = load_pieces(image, memory, kernel, initrd)
+    size = len(_information(memory, 0, line, loaded))
+    base = find_room(memory, size, loaded.occupied, layout.MULTIBOOT_INFO)
+    memory.write(base, _information(memory, base, line, loaded))
+    remark = no_screen(image) if header.flags & HeaderFlags.VIDEO_MODE else ""
+    return entry_state(memory, kernel, loaded, rax=BOOTLOADER_MAGIC, rbx=base, remark=remark)
 
 
-def plan(image: Image, header: Header) -> tuple[list[Placement], int]:
-    """What of the file goes where, and the entry point."""
+def plan(image: Image, header: Header) -> Plan:
+    """What of the file goes where."""
     if header.flags & HeaderFlags.AOUT_KLUDGE:
-        return [plan_by_addresses(image, header)], header.entry_addr
+        return Plan([plan_by_addresses(image, header)], header.entry_addr)
     return plan_elf(image)
 
 
-def plan_elf(image: Image) -> tuple[list[Placement], int]:
+def plan_elf(image: Image) -> Plan:
     """An ELF file's segments, and its entry point."""
     if not image.read(0, 4).startswith(ELF_MAGIC):
         raise ImageError(
             f"kernel {image.name} has a Multiboot header without addresses, but is no ELF file"
         )
     kernel = ElfImage(image)
+    if kernel.entry >= IDENTITY_MAP_SIZE:
+        raise ImageError(f"kernel {image.name} has its entry point {kernel.entry:#x} above 4 GiB")
     pieces = [Placement(p.p_offset, p.p_filesz, p.p_paddr, p.p_memsz) for p in kernel.segments]
-    return pieces, kernel.entry
+    return Plan(pieces, kernel.entry, kernel)
 
 
 def plan_by_addresses(image: Image, header: Header) -> Placement:
@@ -192,22 +217,66 @@ def _bad_addresses(image: Image, problem: str) -> ImageError:
     return ImageError(f"kernel {image.name} has Multiboot addresses that don't fit: {problem}")
 
 
-def place(
-    image: Image, memory: GuestMemory, pieces: list[Placement], command_line_size: int
-) -> None:
-    """Put the kernel where it wants to be, if all of that is free RAM."""
-    for piece in pieces:
-        check_fits(image, memory, piece.address, piece.end, _IN_USE, command_line_size)
-    for piece in pieces:
+def load_pieces(
+    image: Image, memory: GuestMemory, kernel: Plan, initrd: str | os.PathLike[str] | None
+) -> Loaded:
+    """Put the kernel where it wants to be, if all of that is free RAM, the modules behind it, and
+    its symbols behind them."""
+    for piece in kernel.pieces:
+        check_fits(image, memory, piece.address, piece.end, _IN_USE)
+    for piece in kernel.pieces:
         image.read_into(memory.view(piece.address, piece.length), piece.offset)
         memory.clear(piece.address + piece.length, piece.size - piece.length)
+    occupied = [(piece.address, piece.end) for piece in kernel.pieces]
+    found = modules.load(initrd, memory, occupied)
+    occupied += [(module.start, module.end) for module in found]
+    sections = None
+    if kernel.elf is not None:
+        start = _behind(occupied)
+        sections = elf_sections.load(kernel.elf, memory, start)
+        if sections is not None:
+            occupied.append((start, sections.end))
+    stack = find_room(memory, _STACK_SIZE, occupied, layout.BOOT_STACK_TOP & -PAGE_SIZE)
+    occupied.append((stack, stack + _STACK_SIZE))
+    return Loaded(found, sections, stack + layout.BOOT_STACK_TOP % PAGE_SIZE, occupied)
 
 
-def entry_state(memory: GuestMemory, address: int, magic: int) -> EntryState:
-    """The state at entry (section 3.2), which Multiboot 2 has in common: ``magic`` is in EAX."""
-    return EntryState.protected_mode(
-        memory, address, rax=magic, rbx=layout.MULTIBOOT_INFO, rsp=layout.BOOT_STACK_TOP
-    )
+def find_room(
+    memory: GuestMemory, size: int, occupied: list[tuple[int, int]], preferred: int
+) -> int:
+    """The beginning of a page from which ``size`` bytes are free: ``preferred``, or the first in
+    low memory, or behind all that is occupied."""
+    low: list[int] = [preferred, *range(_LOWEST_PAGE, layout.EBDA, PAGE_SIZE)]
+    for start in low:
+        end = start + size
+        if end <= layout.EBDA and all(end <= first or last <= start for first, last in occupied):
+            return start
+    behind = align_up(_behind(occupied), PAGE_SIZE)
+    if behind + size > memory.regions[0].end:
+        raise ImageError(
+            f"{size} bytes, which the kernel is to be told, fit neither below 640 KiB nor behind it"
+        )
+    return behind
+
+
+def _behind(occupied: list[tuple[int, int]]) -> int:
+    """The first address behind all that is occupied, and above 1 MiB."""
+    return max(layout.HIGH_RAM, *(end for _, end in occupied))
+
+
+def no_screen(image: Image) -> str:
+    """What the user of a kernel that asks for a screen is told."""
+    return f"kernel {image.name} asks for a video mode: there is no screen, and it is told of none"
+
+
+def entry_state(
+    memory: GuestMemory, kernel: Plan, loaded: Loaded, *, rax: int, rbx: int, remark: str
+) -> EntryState:
+    """The state at entry (section 3.2), which Multiboot 2 has in common: a magic number in EAX,
+    and the address of the information in EBX."""
+    state = EntryState.protected_mode(memory, kernel.entry, rax=rax, rbx=rbx, rsp=loaded.stack_top)
+    # QEMU has the device for every kernel; test suites ask it for the number of CPUs.
+    return state._replace(fw_cfg=True, remark=remark)
 
 
 def lower_and_upper(entries: list[MapEntry]) -> tuple[int, int]:
@@ -218,30 +287,32 @@ def lower_and_upper(entries: list[MapEntry]) -> tuple[int, int]:
     )
 
 
-def _information(memory: GuestMemory, found: list[modules.Module]) -> bytes:
-    """The information structure, and behind it what it points at."""
+def _information(memory: GuestMemory, base: int, line: bytes, loaded: Loaded) -> bytes:
+    """The information structure for the address ``base``, and behind it what it points at."""
     entries = memory_map(memory)
     lower, upper = lower_and_upper(entries)
-    base = layout.MULTIBOOT_INFO
-    name = base + _INFO.size
-    map_address = name + len(BOOT_LOADER_NAME) + 2  # on a multiple of 4
+    flags = InfoFlags.MEMORY | InfoFlags.CMDLINE | InfoFlags.MODS
+    flags |= InfoFlags.MEM_MAP | InfoFlags.BOOT_LOADER_NAME
     map_entries = b"".join(
         _MAP_ENTRY.pack(_MAP_ENTRY.size - 4, entry.start, entry.size, entry.type)
         for entry in entries
     )
+    map_address = base + _INFO.size
     list_address = map_address + len(map_entries)
-    text_address = list_address + _MODULE.size * len(found)
-    table = texts = b""
-    for module in found:
+    headers_address = list_address + _MODULE.size * len(loaded.modules)
+    symbols, headers = (0, 0, 0, 0), b""
+    if loaded.sections is not None:
+        flags |= InfoFlags.ELF_SHDR
+        number, entry_size, names, headers, _ = loaded.sections
+        symbols = number, entry_size, headers_address, names
+    texts = BOOT_LOADER_NAME
+    text_address = headers_address + len(headers)
+    table = b""
+    for module in loaded.modules:
         table += _MODULE.pack(module.start, module.end, text_address + len(texts), 0)
         texts += module.text + b"\0"
-    flags = InfoFlags.MEMORY | InfoFlags.CMDLINE | InfoFlags.MODS
-    flags |= InfoFlags.MEM_MAP | InfoFlags.BOOT_LOADER_NAME
     info = _INFO.pack(
-        *(flags, lower, upper, 0, layout.COMMAND_LINE, len(found), list_address),
-        *(0, 0, 0, 0, len(map_entries), map_address, 0, 0, 0, name),
+        *(flags, lower, upper, 0, text_address + len(texts), len(loaded.modules), list_address),
+        *(*symbols, len(map_entries), map_address, 0, 0, 0, text_address),
     )
-    blob = info + BOOT_LOADER_NAME + bytes(2) + map_entries + table + texts
-    if len(blob) > layout.MULTIBOOT_INFO_SIZE:
-        raise ImageError(f"the texts of {len(found)} modules are too long")
-    return blob
+    return info + map_entries + table + headers + texts + line

@@ -110,3 +110,48 @@ def elf(
             )
         offset += len(s.data)
     return ident + header + table + b"".join(s.data for s in segments)
+
+
+class Section:
+    """A section header and what it has in the file."""
+
+    def __init__(
+        self,
+        kind: int = 0,
+        address: int = 0,
+        data: bytes = b"",
+        *,
+        size: int | None = None,
+        offset: int | None = None,
+        alignment: int = 1,
+    ) -> None:
+        self.kind = kind
+        self.address = address
+        self.data = data
+        self.size = len(data) if size is None else size
+        self.offset = offset
+        self.alignment = alignment
+
+
+def add_sections(image: bytes, *sections: Section, **header: int) -> bytes:
+    """An ELF file with these sections behind the rest, the last of which has the names; fields of
+    its header by their names."""
+    wide = image[4] == 2
+    layout = struct.Struct("<2I4Q2I2Q" if wide else "<10I")
+    table = texts = b""
+    start = len(image) + layout.size * len(sections)
+    for s in sections:
+        offset = start + len(texts) if s.offset is None else s.offset
+        table += layout.pack(0, s.kind, 0, s.address, offset, s.size, 0, 0, s.alignment, 0)
+        texts += s.data
+    numbers = {
+        "e_shentsize": layout.size,
+        "e_shnum": len(sections),
+        "e_shstrndx": len(sections) - 1,
+    }
+    numbers |= {"e_shoff": len(image)} | header
+    patched = bytearray(image)
+    struct.pack_into("<Q" if wide else "<I", patched, 0x28 if wide else 0x20, numbers["e_shoff"])
+    fields = (numbers[name] for name in ("e_shentsize", "e_shnum", "e_shstrndx"))
+    struct.pack_into("<3H", patched, 0x3A if wide else 0x2E, *fields)
+    return bytes(patched) + table + texts

@@ -160,7 +160,7 @@ def test_an_entry_that_the_image_lacks(
         (elf(Segment(BASE, b"xx", memsz=1)), "more bytes in the file"),
         (elf(Segment(BASE, CODE), Segment(BASE + 50, CODE)), "segments that overlap"),
         (elf(Segment(BASE, CODE, memsz=1 << 20), Segment(BASE + 5000)), "segments that overlap"),
-        (elf(Segment(BASE))[:50], "truncated: 50 of 58 bytes"),
+        (elf(Segment(BASE))[:50], "truncated: 50 of 64 bytes"),
         (elf(Segment(BASE))[:100], "truncated: 100 of 120 bytes"),
         (elf(Segment(BASE, CODE))[:-1], "truncated: 220 of 221 bytes"),
         (b"\x7fELF", "no ELF header"),
