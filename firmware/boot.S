@@ -1,10 +1,12 @@
 /*
- * INT 19h and 18h: the bootstrap. Disks and floppies are tried in the order that the VMM says; or there is a
- * kernel in memory, which it put there, to be entered. When nothing boots the run ends.
+ * INT 19h and 18h: the bootstrap. Disks and floppies are tried in the order that the VMM says; or
+ * there is a kernel in memory, which it put there, to be entered. When nothing boots the run ends.
  */
 #include "bios.h"
 
         .globl  int18, int19
+
+#define HAS_FLOPPIES 0x01               /* BDA_EQUIPMENT */
 
 /* What SERVICE_BOOT says there is to boot. */
 #define BOOT_DISK 0
@@ -18,7 +20,7 @@ boot_attempts:
 /* From the beginning. */
 int19:  mov     byte ptr cs:[boot_attempts], 0
 
-/* The boot sector has given up: the next disk. */
+/* The boot sector has given up: the next drive. */
 int18:  cli
         cld
         xor     ax, ax
@@ -115,6 +117,12 @@ enter_kernel:
 nothing_boots:
         mov     si, offset no_bootable_disk
         call    print
+        test    byte ptr BDA_EQUIPMENT, HAS_FLOPPIES
+        jz      1f
+        mov     si, offset or_floppy
+        call    print
+1:      mov     si, offset new_line
+        call    print
         mov     al, SERVICE_GIVE_UP
         call    services
 1:      cli
@@ -127,4 +135,6 @@ booting:
 disk:   .asciz  "disk "
 floppy: .asciz  "floppy "
 no_bootable_disk:
-        .asciz  "No bootable disk\r\n"
+        .asciz  "No bootable disk"
+or_floppy:
+        .asciz  " or floppy"

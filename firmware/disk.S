@@ -95,7 +95,7 @@ set_up_disks:
         jz      1f
         dec     al
         ror     al, 2                   // bits 6 and 7: how many more than one
-        or      al, 0x01
+        or      al, 0x01                // there are some
         or      BDA_EQUIPMENT, al
         xor     dx, dx
 2:      call    set_up_floppy

@@ -276,6 +276,9 @@ class Machine:
         if self._fw_cfg is not None:
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         if self._bios is not None:
+            if self._bios.kernel is None:
+                for path in self.peripherals.floppies_among_disks():
+                    self.faults.tell(f"disk {path} is a floppy's image: --floppy boots it as one")
             board.add_bios_services(
                 self.config.boot_order,
                 self._bios_facts,
@@ -548,7 +551,7 @@ class Machine:
         return self._bios
 
     def _not_bootable(self) -> None:
-        self.end(Reason.NOT_BOOTABLE)
+        self.end(Reason.NOT_BOOTABLE, "or floppy" if self.config.floppies else "")
 
     def _panicked(self) -> None:
         if self.on_panic is not None:

@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
             Reason.INTERRUPTED: "interrupted",
             Reason.ERROR: "internal error",
         }[self.reason]
-        joint = " " if self.reason is Reason.INTERRUPTED else ": "
+        joint = " " if self.reason in (Reason.INTERRUPTED, Reason.NOT_BOOTABLE) else ": "
         detail = joint + self.detail if self.detail else ""
         reboots = ""
         if self.reboots:

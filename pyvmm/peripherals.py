@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pyvmm.virtio.net import NetDevice
 
 
+MAX_FLOPPY_SIZE = 4 << 20
+
+
 class ConsoleBackends(NamedTuple):
     """Where the virtio console's console and ports go; ``size`` is the terminal's, columns and
     rows, if the console is on one."""
@@ -66,6 +69,16 @@ class Peripherals:
         self.nets: list[NetDevice] = []
         self.balloon: BalloonDevice | None = None
         self.console: ConsoleDevice | None = None
+
+    def floppies_among_disks(self) -> list[str]:
+        """The disks' images that hold a floppy's file system. Its boot sector won't find its files
+        on a disk, which has another geometry."""
+        small = [image for image in self._images if image.size <= MAX_FLOPPY_SIZE]
+        if not small:
+            return []
+        from pyvmm.backends.floppy import has_floppy_file_system
+
+        return [image.path for image in small if has_floppy_file_system(image)]
 
     def plug(self, board: Board, console: ConsoleBackends) -> None:
         """Make the devices, and plug them into ``board``: always in the same order, by which the

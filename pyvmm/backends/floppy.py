@@ -126,14 +126,21 @@ class Floppy:
 
 def geometry_of(image: DiskImage) -> Geometry | None:
     """What the file system on it says, or else what its size does; None if it is no floppy's."""
-    if image.size > _MAX_CYLINDERS * _MAX_HEADS * _MAX_SECTORS * SECTOR_SIZE:
-        return None
+    return file_system_geometry(_first_sector(image), image.size) or _BY_SIZE.get(image.size)
+
+
+def has_floppy_file_system(image: DiskImage) -> bool:
+    """Whether its first sector says that it is a floppy's."""
+    return file_system_geometry(_first_sector(image), image.size) is not None
+
+
+def _first_sector(image: DiskImage) -> bytes:
     sector = bytearray(SECTOR_SIZE)
     try:
         image.read([memoryview(sector)], 0, SECTOR_SIZE)
     except OSError as error:
-        raise ImageError(f"can't read floppy image {image.path}: {error.strerror}") from error
-    return file_system_geometry(bytes(sector), image.size) or _BY_SIZE.get(image.size)
+        raise ImageError(f"can't read {image.path}: {error.strerror}") from error
+    return bytes(sector)
 
 
 def file_system_geometry(sector: bytes, size: int) -> Geometry | None:

@@ -59,7 +59,7 @@ def leave_usage_error(words: list[str], sentence: str) -> None:
         "run", words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
     )
     options: dict[str, Any] = {name: value or None for name, value in context.params.items()}
-    for name in ("disks", "traces", "ports", "serial"):
+    for name in ("disks", "floppies", "traces", "ports", "serial"):
         options[name] = options[name] or ()
     files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
     if not files:
@@ -103,7 +103,8 @@ def _inputs(options: dict[str, Any]) -> list[str]:
     """What the options name that the run needs, as far as it can be told before they are parsed:
     the guest's files, and those that are written by other options."""
     found = [options["kernel"], options["initrd"], options["report"]]
-    found += [text.partition(",")[0] for text in (*options["disks"], *options["traces"])]
+    for name in ("disks", "floppies", "traces"):
+        found += [text.partition(",")[0] for text in options[name]]
     ports = [port.partition("=")[2] for port in options["ports"]]
     console = (options["console"] or "").partition(",")[0]
     for place in (*options["serial"], *ports, console, options["screen"] or ""):
@@ -117,7 +118,8 @@ def _inputs(options: dict[str, Any]) -> list[str]:
 def _started_from(options: dict[str, Any]) -> str:
     """The file that the guest starts from, as :attr:`~pyvmm.config.MachineConfig.boots` has it
     once the options are parsed."""
-    disk = options["disks"][0].partition(",")[0] if options["disks"] else ""
+    disks = (*options["floppies"], *options["disks"], "")
+    disk = disks[0].partition(",")[0]
     return options["kernel"] or _flat(options) or disk or options["firmware"] or ""
 
 

@@ -362,6 +362,17 @@ def test_configuration_checksum_is_right(rig: Rig) -> None:
     assert total == rig.read(0x2E) << 8 | rig.read(0x2F)
 
 
+@pytest.mark.parametrize(
+    ("types", "byte", "equipment"), [([], 0x00, 0x06), ([4], 0x40, 0x07), ([4, 1], 0x41, 0x47)]
+)
+def test_floppy_drives(rig: Rig, types: list[int], byte: int, equipment: int) -> None:
+    rig.cmos.describe_floppies(types)
+    assert (rig.read(0x10), rig.read(0x14)) == (byte, equipment)
+    assert sum(rig.read(index) for index in range(0x10, 0x2E)) == rig.read(0x2E) << 8 | rig.read(
+        0x2F
+    )
+
+
 def test_platform_reset_keeps_what_the_battery_keeps(rig: Rig) -> None:
     rig.set_time(datetime(2001, 2, 3, 4, 5, 6), BCD_24)
     rig.write(Register.SHUTDOWN_STATUS, 0x0A)
