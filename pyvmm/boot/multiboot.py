@@ -207,7 +207,9 @@ def plan_by_addresses(image: Image, header: Header) -> Placement:
         length = header.load_end_addr - header.load_addr
         if not 0 < length <= image.size - offset:
             raise _bad_addresses(image, f"{length} bytes of it are wanted, which it doesn't have")
-    size = max(length, header.bss_end_addr - header.load_addr if header.bss_end_addr else 0)
+    size = header.bss_end_addr - header.load_addr if header.bss_end_addr else length
+    if size < length:
+        raise _bad_addresses(image, "its bss would end before its text")
     if not header.load_addr <= header.entry_addr < header.load_addr + length:
         raise _bad_addresses(image, f"its entry point {header.entry_addr:#x} is not in it")
     return Placement(offset, length, header.load_addr, size)

@@ -50,6 +50,10 @@ class Pm1Control:
     SLP_EN = 1 << 13
 
 
+SOFT_OFF = (SLP_TYP_S5, 0)
+"""The sleep types that mean it. Kernels too small for ACPI write 0x2000 to the port, SLP_EN alone,
+for that is QEMU's."""
+
 _SLP_TYP_SHIFT = 10
 _EVENTS = Pm1Event.TMR | Pm1Event.GBL | Pm1Event.PWRBTN | Pm1Event.SLPBTN | Pm1Event.RTC
 _CONTROL_KEPT = Pm1Control.BM_RLD | Pm1Control.SLP_TYP
@@ -123,7 +127,7 @@ class PowerManagement(Device):
         self._control = control & _CONTROL_KEPT
         if control & Pm1Control.SLP_EN:
             sleep_type = self._control >> _SLP_TYP_SHIFT
-            if sleep_type == SLP_TYP_S5:
+            if sleep_type in SOFT_OFF:
                 self._power_off()
             else:
                 self._faults.report("ACPI sleep state that doesn't exist", "type %d", sleep_type)

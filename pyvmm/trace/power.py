@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pyvmm.devices.power import PM_TIMER_HZ, Pm1Control, Pm1Event, PortA, ResetBits
-from pyvmm.layout import SLP_TYP_S5
+from pyvmm.devices.power import PM_TIMER_HZ, SOFT_OFF, Pm1Control, Pm1Event, PortA, ResetBits
 from pyvmm.trace.names import Bits, flags, sentence, single_bits
 
 ENABLE_OFFSET = 2
@@ -38,7 +37,7 @@ class PowerDecoder:
         value <<= 8 * offset
         type_ = (value & Pm1Control.SLP_TYP) // (Pm1Control.SLP_TYP & -Pm1Control.SLP_TYP)
         sleep = f"SLP_TYP {type_}" if type_ else ""
-        off = "power off" if type_ == SLP_TYP_S5 and value & Pm1Control.SLP_EN and write else ""
+        off = "power off" if type_ in SOFT_OFF and value & Pm1Control.SLP_EN and write else ""
         named = flags(_CONTROL, value & ~Pm1Control.SLP_TYP, "")
         return self._device, "PM1a_CNT", sentence((named, sleep, off)) or "none"
 

@@ -155,6 +155,7 @@ class TestTheFirst:
             ((BASE, BASE, BASE - 1, 0, BASE), "which it doesn't have"),
             ((BASE, BASE, 0, 0, BASE - 1), "entry point"),
             ((BASE, BASE, 0, 0, BASE + 9999), "entry point"),
+            ((BASE, BASE, BASE + 40, BASE + 36, BASE), "bss would end before its text"),
             ((0x8000_0000, 0x8000_0000, 0, 0, 0x8000_0000), "not all RAM"),
             ((BASE, BASE, 0, 0xFFFF_FFFF, BASE), "not all RAM"),
             ((0xA_0000, 0xA_0000, 0, 0, 0xA_0000), "video memory"),

@@ -77,11 +77,16 @@ def test_sleep_type_alone_does_nothing(rig: Rig) -> None:
     assert rig.bus.read(CONTROL, 2) >> 10 & 7 == SLP_TYP_S5
 
 
+def test_what_turns_qemu_off_does_here(rig: Rig) -> None:
+    rig.bus.write(CONTROL, 2, 0x2000)
+    assert rig.offs == 1
+
+
 def test_other_sleep_states_are_refused(rig: Rig) -> None:
-    for sleep_type in set(range(8)) - {SLP_TYP_S5}:
+    for sleep_type in set(range(8)) - {SLP_TYP_S5, 0}:
         rig.bus.write(CONTROL, 2, sleep_type << 10 | Pm1Control.SLP_EN)
     assert rig.offs == 0
-    assert rig.faults.counts == {"ACPI sleep state that doesn't exist": 7}
+    assert rig.faults.counts == {"ACPI sleep state that doesn't exist": 6}
 
 
 def test_power_button_raises_sci_until_acknowledged(rig: Rig) -> None:

@@ -181,6 +181,7 @@ class TestPower:
         follow(
             acpi.control,
             (0, 2, 0x3400, WRITE, "PM1a_CNT", "SLP_EN, SLP_TYP 5, power off"),
+            (0, 2, 0x2000, WRITE, "PM1a_CNT", "SLP_EN, power off"),
             (0, 2, 0x0001, READ, "PM1a_CNT", "SCI_EN"),
             (0, 2, 0x0000, WRITE, "PM1a_CNT", "none"),
             (1, 1, 0x34, WRITE, "PM1a_CNT", "SLP_EN, SLP_TYP 5, power off"),
