@@ -23,6 +23,61 @@ static bool all_zero(void)
     return true;
 }
 
+void guest_main(uint32_t magic, const void *info);
+
+#ifndef AOUT_KLUDGE /* for then the loader doesn't look for sections */
+
+/* Elf32_Shdr and Elf32_Sym. */
+struct section {
+    uint32_t name, type, flags, address, offset, size, link, info, alignment, entry_size;
+};
+struct symbol {
+    uint32_t name, value, size;
+    uint8_t info, other;
+    uint16_t section;
+};
+#define SHT_SYMTAB 2
+
+static bool same(const char *one, const char *two)
+{
+    while (*one && *one == *two)
+        one++, two++;
+    return *one == *two;
+}
+
+/* The loader has loaded our symbols, too: we find ourselves among them. */
+static void check_sections(const struct section *sections, uint32_t number, uint32_t entry_size,
+                           uint32_t names)
+{
+    bool found = false, named = false;
+    check_equal("size of a section's header", entry_size, sizeof(struct section));
+    for (const struct section *section = sections; section < sections + number; section++) {
+        if (same((const char *)sections[names].address + section->name, ".symtab"))
+            named = section->type == SHT_SYMTAB;
+        if (section->type != SHT_SYMTAB)
+            continue;
+        const char *texts = (const char *)sections[section->link].address;
+        const struct symbol *symbols = (const struct symbol *)section->address;
+        for (unsigned i = 0; i < section->size / sizeof(struct symbol); i++)
+            if (same(texts + symbols[i].name, "guest_main"))
+                found = symbols[i].value == (uintptr_t)guest_main;
+    }
+    check("sections have names", named);
+    check("symbols are loaded", found);
+}
+
+#endif
+
+/* QEMU's fw_cfg: an item's first bytes. */
+static uint64_t fw_cfg(uint16_t item, unsigned bytes)
+{
+    uint64_t value = 0;
+    outw(0x510, item);
+    for (unsigned i = 0; i < bytes; i++)
+        value |= (uint64_t)inb(0x511) << 8 * i;
+    return value;
+}
+
 #ifdef MULTIBOOT2
 
 #define MAGIC 0x36D76289
@@ -64,6 +119,10 @@ static void print_information(const uint8_t *info)
         case 6:
             print_map(tag);
             break;
+        case 9:
+            check_sections((const struct section *)&tag->words[3], tag->words[0], tag->words[1],
+                           tag->words[2]);
+            break;
         case 15:
             check_equal("RSDP", tag->words[0], 0x20445352 /* "RSD " */);
             break;
@@ -81,7 +140,9 @@ struct information {
     const char *cmdline;
     uint32_t mods_count;
     const uint32_t *mods;
-    uint32_t syms[4], mmap_length;
+    uint32_t sections, section_size;
+    const struct section *syms;
+    uint32_t names, mmap_length;
     const uint8_t *mmap;
     uint32_t drives[2], config_table;
     const char *boot_loader_name;
@@ -89,7 +150,12 @@ struct information {
 
 static void print_information(const struct information *info)
 {
+#ifdef AOUT_KLUDGE
     check_equal("flags", info->flags, 0x24D);
+#else
+    check_equal("flags", info->flags, 0x26D);
+    check_sections(info->syms, info->sections, info->section_size, info->names);
+#endif
     print("command line: %s\nloader: %s\n", info->cmdline, info->boot_loader_name);
     print("lower: %u\nupper: %u\n", info->lower, info->upper);
     for (unsigned i = 0; i < info->mods_count; i++)
@@ -106,11 +172,11 @@ static void print_information(const struct information *info)
 
 #endif
 
-void guest_main(uint32_t magic, const void *info);
-
 void guest_main(uint32_t magic, const void *info)
 {
     check_equal("magic", magic, MAGIC);
     check("what isn't in the file is zero", all_zero());
     print_information(info);
+    print("cpus: %u of %u\nfw_cfg ram: %X\n", (unsigned)fw_cfg(0x05, 2), (unsigned)fw_cfg(0x0F, 2),
+          fw_cfg(0x03, 8));
 }

@@ -1,11 +1,12 @@
-"""Guests that a Multiboot loader starts, and what they are told."""
+"""Guests that a Multiboot loader starts, what they are told, and how they end."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from kvm.command import run
+from kvm.assembler import assemble
+from kvm.command import PYVMM, TIMEOUT, Ended, run, run_to_end
 
 NAMES = ("multiboot", "multiboot2", "multiboot_flat")
 
@@ -15,14 +16,93 @@ def test_what_a_guest_is_told(guests: Path, tmp_path: Path, name: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"first")
     two.write_bytes(b"second")
-    modules = f"{one} with words,{two}"
-    ended = run(guests / name, "--memory", "64M", "--initrd", modules, append="some words")
+    modules = f"{one} with words,,and more,{two}"
+    options = ("--memory", "64M", "--cpus", "3", "--initrd", modules)
+    ended = run(guests / name, *options, append="some words")
     ended.check()
-    words = "some words" if name == "multiboot2" else f"{name} some words"
+    words = "some words" if name == "multiboot2" else f"{guests / name} some words"
     assert ended.value("command line") == words
     assert ended.value("loader") == "PyVMM"
     assert int(ended.value("lower")) == 639
     assert int(ended.value("upper")) == 63 * 1024
     assert int(ended.value("ram"), 16) == 639 * 1024 + 63 * 1024 * 1024
-    assert f"module: {one} with words: first" in ended.lines
+    assert f"module: {one} with words,and more: first" in ended.lines
     assert f"module: {two}: second" in ended.lines
+    assert ended.value("cpus") == "3 of 3"
+    assert int(ended.value("fw_cfg ram"), 16) == 64 << 20
+    assert ("symbols are loaded" in ended.passed) == (name != "multiboot_flat")
+
+
+def start(tmp_path: Path, source: str, *options: str, flags: int = 0, address: int) -> Ended:
+    """Run ``source`` as a Multiboot kernel at ``address``, without an option of the tests' own."""
+    header = f"""
+        .balign 4
+        header: .long 0x1BADB002, {flags | 1 << 16}, -(0x1BADB002 + {flags | 1 << 16})
+        .long header, {address}, 0, {address + 0x5000}, entry
+        entry:
+    """
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(assemble(header + source, address=address, bits=32))
+    words = [*PYVMM, "run", "-k", str(kernel), *options, "--timeout", str(TIMEOUT)]
+    return run_to_end(words, b"", TIMEOUT)
+
+
+EXIT = """
+        mov dx, 0xf4
+        out dx, eax
+        hlt
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [(0, 1), (1, 3), (0x48, 145), (0x80, 1), (0x17F, 255)]
+)
+def test_a_value_for_the_debug_exit_port(tmp_path: Path, value: int, status: int) -> None:
+    """As with QEMU's isa-debug-exit at iobase=0xf4: 2v + 1, of which the system keeps 8 bits."""
+    ended = start(tmp_path, f"mov eax, {value}{EXIT}", "--debug-exit", address=0x10_0000)
+    assert ended.status == status
+    assert f"guest exited with value {value:#x}" in ended.stderr
+
+
+def test_a_kernel_in_low_memory(tmp_path: Path) -> None:
+    """It lies where the stack is as a rule; there is one elsewhere, and so is what it is told."""
+    source = f"""
+        call next
+        next: pop ecx
+        mov eax, [ebx + 48]         # mmap_addr
+        mov eax, [eax]              # its first entry's size: 20
+        {EXIT}
+    """
+    ended = start(tmp_path, source, "--debug-exit", address=0x8000)
+    assert ended.status == 2 * 20 + 1, ended
+
+
+def test_words_for_linux_are_not_for_others(tmp_path: Path) -> None:
+    """The command line has the kernel's name and the user's words, but no console=ttyS0."""
+    source = f"""
+        mov esi, [ebx + 16]
+        xor eax, eax
+        next: inc eax
+        cmp byte ptr [esi + eax], 0
+        jne next
+        {EXIT}
+    """
+    ended = start(tmp_path, source, "--debug-exit", "-a", "a b", "-a", "c", address=0x10_0000)
+    length = len(f"{tmp_path}/kernel a b c")
+    assert ended.status == (2 * length + 1) & 0xFF
+
+
+def test_a_video_mode_is_asked_for_in_vain(tmp_path: Path) -> None:
+    source = f"mov eax, [ebx]{EXIT}"
+    ended = start(tmp_path, source, "--debug-exit", flags=4, address=0x10_0000)
+    assert ended.status == (2 * 0x24D + 1) & 0xFF
+    first = ended.stderr.splitlines()[0]
+    assert first.endswith(
+        "kernel asks for a video mode: there is no screen, and it is told of none"
+    )
+
+
+def test_what_turns_qemu_off(tmp_path: Path) -> None:
+    source = "mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt"
+    ended = start(tmp_path, source, address=0x10_0000)
+    assert ended.status == 0, ended
