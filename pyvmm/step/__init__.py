@@ -1,7 +1,8 @@
 """A guest under the magnifying glass, one instruction or one exit at a time: ``pyvmm run --step``.
 
-* :mod:`~pyvmm.step.stepper` moves a paused machine's vCPUs and says what happened: registers
-  before and after, the device that was accessed, memory that was written. No terminal in it;
+* :mod:`~pyvmm.step.stepper` moves a paused machine's vCPUs and says what happened, which is a
+  :mod:`~pyvmm.step.stop`: registers before and after, the devices that were accessed
+  (:mod:`~pyvmm.step.accesses`), memory that was written. No terminal in it;
 * :mod:`~pyvmm.step.cpu_state` is a vCPU's state at one moment, with the mode and flags in words;
 * :mod:`~pyvmm.step.disassembly` says what an instruction is, and which memory it writes;
 * :mod:`~pyvmm.step.breakpoints`, :mod:`~pyvmm.step.trap_flag` and :mod:`~pyvmm.step.ring3` make

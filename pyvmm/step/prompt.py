@@ -28,7 +28,8 @@ from pyvmm.step.cpu_state import CpuState
 from pyvmm.step.disassembly import Disassembler, register_value
 from pyvmm.step.ring3 import CannotStep
 from pyvmm.step.screen import Screen, plain, wants_colour
-from pyvmm.step.stepper import (
+from pyvmm.step.stepper import Stepper
+from pyvmm.step.stop import (
     BREAKPOINT,
     ENDED,
     HALTED,
@@ -37,7 +38,6 @@ from pyvmm.step.stepper import (
     STEPPED,
     TIMEOUT,
     WAITING,
-    Stepper,
     Stop,
 )
 from pyvmm.symbols import Symbols

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
+from pyvmm.step.accesses import PORT, Access
 from pyvmm.step.cpu_state import SEGMENTS, CpuState, flag_names
 from pyvmm.step.disassembly import Instruction
-from pyvmm.step.stepper import PORT, Access, MemoryWrite
+from pyvmm.step.stop import MemoryWrite
 from pyvmm.symbols import Symbols
 
 WIDTH = 80

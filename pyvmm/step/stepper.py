@@ -23,18 +23,17 @@ from __future__ import annotations
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
 
-from pyvmm.bus import Bus, Range
 from pyvmm.errors import GuestMemoryError, KvmError
 from pyvmm.kvm._kvm import lib
 from pyvmm.kvm.system import host_has_hardware_kvm
 from pyvmm.machine import Machine
 from pyvmm.memory import PAGE_SIZE
 from pyvmm.step import breakpoints
+from pyvmm.step.accesses import Access, AccessWatch
 from pyvmm.step.breakpoints import MAX_BREAKPOINTS
 from pyvmm.step.cpu_state import RFLAGS_RF, CpuState
 from pyvmm.step.disassembly import (
@@ -46,89 +45,28 @@ from pyvmm.step.disassembly import (
 )
 from pyvmm.step.linear import LinearMemory
 from pyvmm.step.ring3 import DebugTrap, return_to_ring_3
+from pyvmm.step.stop import (
+    BREAKPOINT,
+    ENDED,
+    EXIT,
+    HALTED,
+    PAUSED,
+    REACHED,
+    RESET,
+    STEPPED,
+    TIMEOUT,
+    WAITING,
+    MemoryWrite,
+    Stop,
+)
 from pyvmm.step.trap_flag import clear_saved
 from pyvmm.symbols import Symbols
-from pyvmm.trace.decode import EventDecoder
-from pyvmm.trace.hooks import MAX_BURST
-from pyvmm.trace.hooks import MMIO as MMIO_RECORD
-from pyvmm.trace.hooks import PIO as PIO_RECORD
-from pyvmm.vcpu import MMIO_DETAIL, PIO_DETAIL, Handlers, VcpuThread
+from pyvmm.vcpu import Handlers, VcpuThread
 
 DEBUG_DETAIL = struct.Struct("<I4xQQQ")
 """kvm_run.debug.arch: exception, pc, dr6, dr7; pc is a linear address."""
 
 DR6_SINGLE_STEP = 1 << 14
-
-PORT, MMIO = "port", "MMIO"
-
-# Why something came to its stop.
-STEPPED = "stepped"
-EXIT = "exit"
-BREAKPOINT = "breakpoint"
-REACHED = "reached"
-HALTED = "halted"
-WAITING = "not started"
-TIMEOUT = "timeout"
-PAUSED = "paused"
-RESET = "reset"
-ENDED = "ended"
-
-
-class Access(NamedTuple):
-    """What the guest asked of a device, or of nobody: ``values`` has several elements after a
-    string instruction. ``register`` and ``meaning`` are in words, as in a trace."""
-
-    space: str
-    write: bool
-    address: int
-    size: int
-    values: tuple[int, ...]
-    device: str
-    register: str
-    meaning: str
-
-
-class Details(NamedTuple):
-    """An access as KVM tells of it; ``data`` is in place once the access is done."""
-
-    space: str
-    write: bool
-    address: int
-    size: int
-    data: bytes
-
-
-class MemoryWrite(NamedTuple):
-    """An instruction's store to RAM at a linear address: what was there, and what is."""
-
-    address: int
-    before: bytes
-    after: bytes
-
-
-class Stop(NamedTuple):
-    """What happened, and why it stopped there.
-
-    ``why`` is one of the constants above; ``vcpu`` stopped. ``before`` and ``after`` are its state
-    at the start and now. ``instruction`` is the one that was executed, if it was just one.
-    ``accesses`` are those of an exit, ``writes`` the stores of one instruction, as far as its
-    operands tell. ``woken``: an interrupt ended a halt. A software KVM has executed the first
-    instruction of its handler then; hardware, the whole handler and one instruction behind it.
-    """
-
-    why: str
-    vcpu: int
-    before: CpuState
-    after: CpuState
-    instruction: Instruction | None = None
-    accesses: tuple[Access, ...] = ()
-    writes: tuple[MemoryWrite, ...] = ()
-    woken: bool = False
-
-    @property
-    def changes(self) -> dict[str, tuple[int, int]]:
-        """The registers that changed: the value before, and after."""
-        return self.before.changes(self.after)
 
 
 class Stepper:
@@ -150,9 +88,7 @@ class Stepper:
         self._interrupted = False
         self._native_ring_3 = not host_has_hardware_kvm()
         self._left = threading.Event()
-        self._decoder = EventDecoder(0)
-        self._decoder.attach(machine.board)
-        self._decoding = threading.Lock()
+        self._access_watch = AccessWatch(machine.board)
         self._accesses: list[Access] = []
         self._stops: list[tuple[VcpuThread, str]] = []
         self._stop_at_access = False
@@ -573,45 +509,15 @@ class Stepper:
 
     def _wrap(self, thread: VcpuThread, handlers: Handlers) -> Handlers:
         """``handlers``, with an eye on what devices are asked, and an answer to debug exits."""
-        board, page = self.machine.board, thread.vcpu.run_page
 
-        def noting(
-            handler: Callable[[], None], details: Callable[[], Details], bus: Bus
-        ) -> Callable[[], None]:
-            def handle() -> None:
-                address = details().address
-                found = bus.find(address)  # before: the access may move what lies there
-                handler()
-                access = self._explain(details(), found)
-                if self._stop_at_access and thread is self._current:
-                    self._accesses.append(access)
-                    self._stopped(thread, EXIT)
+        def accessed(access: Access) -> None:
+            if self._stop_at_access and thread is self._current:
+                self._accesses.append(access)
+                self._stopped(thread, EXIT)
 
-            return handle
-
-        wrapped = list(handlers)
-        for reason, details, bus in (
-            (lib.KVM_EXIT_IO, _port_details, board.pio),
-            (lib.KVM_EXIT_MMIO, _mmio_details, board.mmio),
-        ):
-            wrapped[reason] = noting(handlers[reason], partial(details, page), bus)
+        wrapped = self._access_watch.wrap(handlers, thread.vcpu.run_page, accessed)
         wrapped[lib.KVM_EXIT_DEBUG] = partial(self._debug_exit, thread)
         return wrapped
-
-    def _explain(self, details: Details, found: Range | None) -> Access:
-        """Every access passes here, because what one means may depend on one before it."""
-        space, write, address, size, data = details
-        starts = range(0, len(data), size)
-        values = tuple(int.from_bytes(data[start : start + size], "little") for start in starts)
-        value = values[0] if len(values) == 1 else data[:MAX_BURST]
-        kind = PIO_RECORD if space == PORT else MMIO_RECORD
-        with self._decoding:
-            record = (kind, 0, 0, 0, 0, found, write, size, address, len(values), value)
-            event = next(self._decoder.events(record))
-        device = event["device"]
-        return Access(
-            space, write, address, size, values, device, event["register"], event["meaning"]
-        )
 
     def _debug_exit(self, thread: VcpuThread) -> None:
         _, _, dr6, _ = DEBUG_DETAIL.unpack_from(thread.vcpu.run_page, lib.RUN_DETAIL)
@@ -620,15 +526,3 @@ class Stepper:
     def _stopped(self, thread: VcpuThread, why: str) -> None:
         self._stops.append((thread, why))
         thread.pause()  # it enters KVM once more, which completes the instruction, and no further
-
-
-def _port_details(page: memoryview) -> Details:
-    direction, size, port, count = PIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
-    data = bytes(page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count])
-    return Details(PORT, bool(direction), port, size, data)
-
-
-def _mmio_details(page: memoryview) -> Details:
-    address, size, is_write = MMIO_DETAIL.unpack_from(page, lib.RUN_DETAIL)
-    start = lib.RUN_DETAIL + 8
-    return Details(MMIO, bool(is_write), address, size, bytes(page[start : start + size]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from kvm.command import TIMEOUT, command, run, start
+from kvm.terminal import CTRL_A, terminal
 
 from pyvmm.kvm.system import host_has_hardware_kvm
 
@@ -239,27 +239,18 @@ def test_closed_standard_streams(guests: Path, tmp_path: Path, closed: str) -> N
 
 
 def test_a_job_that_was_stopped_gets_its_raw_terminal_back(guests: Path) -> None:
-    master, slave = pty.openpty()
-    cooked = termios.tcgetattr(slave)
-    with subprocess.Popen(
-        command(guests / "endings", append="print"), stdin=slave, stdout=slave, stderr=slave
-    ) as process:
-        seen = b""
-        while b"prompt> " not in seen:
-            seen += os.read(master, 4096)
-        raw = termios.tcgetattr(slave)
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        termios.tcsetattr(slave, termios.TCSANOW, cooked)  # as a shell does
-        process.send_signal(signal.SIGCONT)
+    with terminal(command(guests / "endings", append="print")) as tty:
+        tty.read_until(b"prompt> ")
+        raw = termios.tcgetattr(tty.slave)
+        tty.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, tty.process.pid, os.WSTOPPED)
+        termios.tcsetattr(tty.slave, termios.TCSANOW, tty.before)  # as a shell does
+        tty.process.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + TIMEOUT
-        while termios.tcgetattr(slave) != raw and time.monotonic() < deadline:
+        while termios.tcgetattr(tty.slave) != raw and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.write(master, b"\x01x")
-        assert process.wait(TIMEOUT) == 130
-    assert termios.tcgetattr(slave) == cooked
-    os.close(master)
-    os.close(slave)
+        tty.type(CTRL_A + b"x")
+        assert tty.finish() == 130
 
 
 def test_a_reader_that_goes_away(guests: Path) -> None:

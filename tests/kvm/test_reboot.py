@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
-import pty
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from kvm.command import TIMEOUT, command, run, start
+from kvm.terminal import CTRL_A, terminal
 from kvm.test_machine import config
 
 from pyvmm.backends.character import NullBackend
@@ -70,18 +69,12 @@ def test_the_timeout_is_for_all_boots(guests: Path, disk: Path) -> None:
 
 def test_the_reset_key(guests: Path) -> None:
     """On a terminal Ctrl-A r does what a reboot does: here, the guest boots again."""
-    master, slave = pty.openpty()
-    words = command(guests / "endings", *RESTART, append="print")
-    with subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave) as process:
-        for keys in (b"\x01r", b"\x01x"):
-            seen = b""
-            while b"prompt> " not in seen:
-                seen += os.read(master, 4096)
-            os.write(master, keys)
-        assert process.wait(TIMEOUT) == 130
-    assert b"after 1 reboot and " in os.read(master, 4096)
-    os.close(master)
-    os.close(slave)
+    with terminal(command(guests / "endings", *RESTART, append="print")) as tty:
+        for key in (b"r", b"x"):
+            tty.read_until(b"prompt> ")
+            tty.type(CTRL_A + key)
+        tty.read_until(b"after 1 reboot and ")
+        assert tty.finish() == 130
 
 
 def test_a_signal_at_any_moment(guests: Path, disk: Path) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import signal
 import subprocess
-import termios
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 from kvm.assembler import assemble
 from kvm.command import TIMEOUT, Ended, command, run_to_end
+from kvm.terminal import CTRL_C, CTRL_D, terminal
 
 from pyvmm.backends.character import NullBackend
 from pyvmm.config import MachineConfig
@@ -26,13 +23,13 @@ from pyvmm.kvm.system import host_has_hardware_kvm
 from pyvmm.machine import Machine
 from pyvmm.outcome import Reason
 from pyvmm.step import breakpoints
-from pyvmm.step import stepper as steps
-from pyvmm.step.stepper import Stepper, Stop
+from pyvmm.step import stop as steps
+from pyvmm.step.stepper import Stepper
+from pyvmm.step.stop import Stop
 from pyvmm.symbols import Symbols
 
 Make = Callable[..., AbstractContextManager[Stepper]]
 
-CTRL_C, CTRL_D = b"\x03", b"\x04"
 ENTRY = 0x7C00
 MASK_LINES = "mov al, 0xFF; out 0x21, al; out 0xA1, al"
 POWER_OFF = "mov dx, 0x604; mov ax, 0x3400; out dx, ax; 9: hlt; jmp 9b"
@@ -547,69 +544,13 @@ class TestScript:
         )
 
 
-class Terminal:
-    """A pseudo-terminal of 80 columns with a run in it."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        self.master, self.slave = pty.openpty()
-        termios.tcsetwinsize(self.slave, (40, 80))
-        self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(
-            arguments,
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            env={**os.environ, "TERM": "xterm", "NO_COLOR": ""},
-            start_new_session=True,
-            preexec_fn=lambda: _take_terminal(self.master, self.slave),
-        )
-        self.seen = b""
-
-    def read_until(self, text: bytes) -> bytes:
-        deadline = time.monotonic() + TIMEOUT
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
-            assert ready, self.seen
-            self.seen += os.read(self.master, 4096)
-        head, _, self.seen = self.seen.partition(text)
-        return head
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def finish(self) -> int:
-        status = self.process.wait(TIMEOUT)
-        assert termios.tcgetattr(self.slave) == self.before
-        return status
-
-
-def _take_terminal(master: int, slave: int) -> None:
-    """So that Ctrl-C is a signal."""
-    import fcntl
-
-    os.close(master)
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-
-@contextmanager
-def terminal(kernel: Path, *options: str, append: str | None = None) -> Iterator[Terminal]:
-    opened = Terminal(command(kernel, "--step", *options, append=append))
-    try:
-        yield opened
-    finally:
-        opened.process.kill()
-        opened.process.wait()
-        os.close(opened.master)
-        os.close(opened.slave)
-
-
 PROMPT = b"step> "
 
 
 class TestTerminal:
     def test_a_session(self, guests: Path) -> None:
         """Enter repeats, Ctrl-C comes back from the guest, Ctrl-D ends it."""
-        with terminal(guests / "pvh") as tty:
+        with terminal(command(guests / "pvh", "--step")) as tty:
             tty.read_until(PROMPT)
             tty.type(b"s\r")
             assert b"GDT" in tty.read_until(PROMPT)
@@ -627,7 +568,7 @@ class TestTerminal:
             assert tty.finish() == 130
 
     def test_ctrl_c_at_the_prompt_is_a_new_prompt(self, guests: Path) -> None:
-        with terminal(guests / "pvh") as tty:
+        with terminal(command(guests / "pvh", "--step")) as tty:
             tty.read_until(PROMPT)
             tty.type(b"garbage" + CTRL_C)
             tty.read_until(PROMPT)
@@ -635,12 +576,12 @@ class TestTerminal:
             assert tty.finish() == 130
 
     def test_sigterm_restores_the_terminal(self, guests: Path) -> None:
-        with terminal(guests / "pvh") as tty:
+        with terminal(command(guests / "pvh", "--step")) as tty:
             tty.read_until(PROMPT)
             tty.process.send_signal(signal.SIGTERM)
             assert tty.finish() == 143
 
     def test_timeout_at_the_prompt(self, guests: Path) -> None:
-        with terminal(guests / "pvh", "--timeout", "1") as tty:
+        with terminal(command(guests / "pvh", "--step", "--timeout", "1")) as tty:
             tty.read_until(b"pyvmm: guest ran into the timeout")
             assert tty.finish() == 124

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from kvm.command import STATUS_TIMEOUT, TIMEOUT, Ended, command, run, run_to_end, start
+from kvm.terminal import CTRL_C, terminal
 from kvm.test_disk import BEFORE, SECTORS
 from kvm.test_machine import config
 
@@ -232,25 +232,12 @@ class TestStandardOutput:
 
     def test_on_a_terminal_ctrl_c_ends_it(self, guests: Path) -> None:
         """It isn't the guest's terminal, so the keys mean what they always do."""
-        master, slave = pty.openpty()
-        process = subprocess.Popen(
-            command(guests / "pvh", "--trace", "-", "--trace-filter", "kind=console"),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            preexec_fn=lambda: os.login_tty(slave),
-        )
-        os.close(slave)
-        seen = b""
-        while b"echo until Ctrl-D" not in seen:
-            seen += os.read(master, 4096)
-        os.write(master, b"\x03")
-        with contextlib.suppress(OSError):  # EIO: it has closed its end
-            while piece := os.read(master, 4096):
-                seen += piece
-        assert process.wait(TIMEOUT) == 128 + signal.SIGINT
-        os.close(master)
-        assert b"interrupted" in seen
+        options = "--trace", "-", "--trace-filter", "kind=console"
+        with terminal(command(guests / "pvh", *options)) as tty:
+            tty.read_until(b"echo until Ctrl-D")
+            tty.type(CTRL_C)
+            tty.read_until(b"interrupted")
+            assert tty.finish() == 128 + signal.SIGINT
 
     def test_a_reader_that_leaves(self, guests: Path) -> None:
         """The guest goes on, and one line says so."""

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from pyvmm.boot.entry import DescriptorTable, EntryState
 from pyvmm.memory import MIB, GuestMemory
+from pyvmm.step.accesses import MMIO, PORT, Access
 from pyvmm.step.breakpoints import handler_of
 from pyvmm.step.cpu_state import CpuState, flag_names
 from pyvmm.step.disassembly import Disassembler, Instruction, register_value
 from pyvmm.step.screen import RESET, WIDTH, YELLOW, Screen, plain
-from pyvmm.step.stepper import MMIO, PORT, Access, MemoryWrite
+from pyvmm.step.stop import MemoryWrite
 from pyvmm.step.trap_flag import clear_saved
 from pyvmm.symbols import Symbol, Symbols
 
