@@ -95,15 +95,13 @@ class Floppy:
             raise ImageError(
                 f"floppy image {path} doesn't exist", f"make one: truncate -s 1440K '{path}'"
             )
+        if os.path.isfile(path) and os.path.getsize(path) < KNOWN[0].size:
+            raise _no_floppy(path, os.path.getsize(path))
         image = DiskImage.open(path, readonly=readonly)
         geometry = geometry_of(image)
         if geometry is None:
             image.close()
-            small = image.size < 1440 << 10
-            raise ImageError(
-                f"floppy image {path} has {image.size} bytes, as no floppy has",
-                f"make it larger: truncate -s 1440K '{path}'" if small else "is it a disk's?",
-            )
+            raise _no_floppy(path, image.size)
         return cls(image, geometry)
 
     in_use = False
@@ -122,6 +120,13 @@ class Floppy:
         if self.geometry.sectors > 15:
             return DriveType.HD_3
         return DriveType.HD_5 if self.geometry.sectors == 15 else DriveType.DD_3
+
+
+def _no_floppy(path: str, size: int) -> ImageError:
+    return ImageError(
+        f"floppy image {path} has {size} bytes, as no floppy has",
+        f"make it larger: truncate -s 1440K '{path}'" if size < 1440 << 10 else "is it a disk's?",
+    )
 
 
 def geometry_of(image: DiskImage) -> Geometry | None:

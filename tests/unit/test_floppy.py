@@ -106,7 +106,7 @@ class TestGeometry:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("size", [512, 1474560 - 512, 1474560 + 512, 10 << 20])
+    @pytest.mark.parametrize("size", [0, 511, 512, 1474560 - 512, 1474560 + 512, 10 << 20])
     def test_a_size_that_is_no_floppy_s(self, path: Path, size: int) -> None:
         with pytest.raises(ImageError, match=f"{size} bytes, as no floppy has") as error:
             Floppy.open(image(path, size))
