@@ -20,8 +20,9 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -239,17 +240,12 @@ class Machine:
         self._timeout = timeout
         self._paused = paused
         self._results = results
-        self._loop = EventLoop()
-        fail = compile_patterns("fail_on", _texts(fail_on))
         expectations = Expectations(
             timeout,
-            fail_on=fail,
+            fail_on=compile_patterns("fail_on", _texts(fail_on)),
             fail_on_warnings=fail_on_warnings,
             talkative=is_talkative(self.config.command_line),
         )
-        self._verdict = Verdict(expectations, self._loop, self._end)
-        self._typing, self._keyboard = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._keyboard, False)
         self._typist = threading.Lock()
         self.console = Console(self._type, lambda: self.outcome)
         self._outcome: Outcome | None = None
@@ -257,22 +253,27 @@ class Machine:
         self._closed = False
         self._told = False  # the program, of a failure
         self._minder: threading.Thread | None = None
-        record = None if results is None else results.record
+        tracer = partial(self._open_tracer, trace, trace_filters, symbols, report)
+        self._open(expectations, tracer)
+        self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
+
+    def _open(self, expectations: Expectations, open_tracer: Callable[[], Tracer | None]) -> None:
+        """Open all that the machine is made of; nothing stays open if something won't do."""
+        record = None if self._results is None else self._results.record
         with ExitStack() as resources:
-            resources.callback(os.close, self._keyboard)
-            try:
-                self._consoles = Consoles(
-                    self.config,
-                    self._loop,
-                    watch=lambda name: self._verdict.reader(name, record),
-                    open_stdio=self._open_stdio,
-                    say=LOG.info,
-                )
-            except BaseException:
-                self._loop.close()
-                raise
+            self._resources = resources
+            self._loop = EventLoop()
+            resources.callback(self._loop.close)
+            self._verdict = Verdict(expectations, self._loop, self._end)
+            self._consoles = Consoles(
+                self.config,
+                self._loop,
+                watch=lambda name: self._verdict.reader(name, record),
+                open_stdio=self._open_stdio,
+                say=LOG.info,
+            )
             resources.callback(self._consoles.close, 0)
-            self._tracer = self._open_tracer(trace, trace_filters, symbols, report)
+            self._tracer = open_tracer()
             resources.callback(self._close_tracer)
             self._machine = parts.Machine(
                 self.config,
@@ -283,10 +284,9 @@ class Machine:
                 faults=GuestFaults(LOG.warning),
                 tracer=self._tracer,
             )
+            self._machine.before_reset = self._before_reset
+            self._machine.on_panic = self._verdict.pvpanic
             self._resources = resources.pop_all()
-        self._machine.before_reset = self._before_reset
-        self._machine.on_panic = self._verdict.pvpanic
-        self.vcpus = tuple(VirtualCpu(self._machine, n) for n in range(self.config.cpus))
 
     def _open_tracer(
         self, traces: Texts, filters: Texts, symbols: Path | None, report: Path | None
@@ -485,7 +485,10 @@ class Machine:
                 on_output(data)
             self.console.feed(data)
 
-        return StreamBackend(self._loop, self._typing, None, on_output=both, owned=(self._typing,))
+        typing, self._keyboard = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._keyboard, False)
+        self._resources.callback(os.close, self._keyboard)
+        return StreamBackend(self._loop, typing, None, on_output=both, owned=(typing,))
 
     def _type(self, data: bytes, deadline: float) -> int:
         """Write ``data`` to the console's input; how much there was room for by ``deadline``."""

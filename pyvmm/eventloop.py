@@ -98,7 +98,9 @@ class EventLoop:
             self._thread.join()
 
     def close(self) -> None:
-        """Free the loop's own file descriptors, its timers' too; after :meth:`stop`."""
+        """Free the loop's own file descriptors, its timers' too; after :meth:`stop`. Idempotent."""
+        if self._epoll.closed:
+            return
         for timer in self._timers:
             timer.close()
         self._epoll.close()

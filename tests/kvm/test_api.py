@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from traceback import walk_stack
+from typing import Any
 
 import pytest
 from kvm.assembler import assemble
@@ -296,6 +297,29 @@ def test_arguments_that_will_not_do(talker: dict[str, str]) -> None:
     ):
         with pytest.raises(pyvmm.ConfigError):
             pyvmm.Machine(**{**talker, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        {"disks": ["missing/disk"]},
+        {"initrd": "missing/initrd"},
+        {"fail_on": "("},
+        {"trace": "missing/trace.txt"},
+        {"report": "missing/report.html"},
+        {"console": "virtio", "serial": ["file:missing/com1"]},
+        {"serial": ["unix:missing/com2"]},
+    ],
+)
+def test_a_machine_that_cannot_be_made_leaves_nothing_open(
+    talker: dict[str, str], unusable: dict[str, Any]
+) -> None:
+    for _ in range(2):  # what is imported for the first may open something, and keep it
+        before = open_descriptors()
+        with pytest.raises(pyvmm.PyvmmError):
+            pyvmm.Machine(**talker, **unusable)
+        gc.collect()
+    assert open_descriptors() == before
 
 
 def test_traces_and_a_report(talker: dict[str, str], tmp_path: Path) -> None:
