@@ -148,7 +148,7 @@ floppy_kinds:
         .byte   255, 0x1B, 0x54, 0xD7   // 2.88 MB
 
 floppy_services:
-        .word   floppy_reset, disk_status, read_sectors, write_sectors
+        .word   disk_reset, disk_status, read_sectors, write_sectors
         .word   verify_sectors, format_track, bad_request, bad_request
         .word   get_parameters
 #define FLOPPY_SERVICES 9
@@ -240,7 +240,6 @@ disk_status:
         jmp     return_carry
 
 /* 00h, 0Dh: all that was written is made durable. */
-floppy_reset:
 disk_reset:
         mov     al, SERVICE_FLUSH
         call    services
@@ -384,9 +383,8 @@ get_parameters:
         test    di, FIRST_DISK
         jnz     1f
         mov     bl, cs:[floppies]
-        mov     al, cs:[request_buffer]
+        movzx   ax, byte ptr cs:[request_buffer]
         mov     [bp + CALLER_BX], ax
-        mov     byte ptr [bp + CALLER_BX + 1], 0
         call    point_at_parameters
         jmp     2f
 1:      mov     byte ptr [bp + CALLER_BX], 0
