@@ -243,12 +243,17 @@ class Board:
         if view is not None:
             view.connect(screen.picture, keyboard.key)
 
+    def is_free(self, port: int, length: int) -> bool:
+        """Whether no device has any of these ports."""
+        ranges = self.pio.ranges()
+        return all(port + length <= r.base or r.base + r.length <= port for r in ranges)
+
     def add_fw_cfg(self, cpus: int, files: Mapping[str, bytes]) -> None:
         """What firmware asks for ``files``."""
-        from pyvmm.devices.fw_cfg import PORTS, FwCfg
+        from pyvmm.devices.fw_cfg import FwCfg
 
         device = FwCfg(self.wiring.memory, self.wiring.faults, cpus, files)
-        self.pio.add(layout.FW_CFG, PORTS, device, "fw_cfg", max_size=4)
+        self.pio.add(layout.FW_CFG, layout.FW_CFG_PORTS, device, "fw_cfg", max_size=4)
         self.devices["fw-cfg"] = device
 
     def add_bios_services(

@@ -269,11 +269,13 @@ class Machine:
             board.add_debug_exit()
         if self.config.screen is not None:
             board.add_text_screen(self._screen)
+        if self._fw_cfg:  # firmware does not start without
+            board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         if self.config.devices:
             from pyvmm.user_devices.plugging import plug  # few machines have one
 
             plug(self.config.devices, board)  # last, so that they yield to all others
-        if self._fw_cfg is not None:
+        if self._fw_cfg == {} and board.is_free(layout.FW_CFG, layout.FW_CFG_PORTS):
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
         if self._bios is not None:
             if self._bios.kernel is None:

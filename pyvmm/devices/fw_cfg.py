@@ -4,8 +4,9 @@ Document: QEMU, docs/specs/fw_cfg.rst. A list of items, each some bytes behind a
 from 0x20 on are files, and item 0x19 is their directory. Firmware writes a number to the selector
 and reads the bytes one by one from the data port, or has them copied to memory ("DMA").
 
-Left out: writing items, which only newer devices of QEMU's need; the items for kernels, which are
-loaded without firmware here.
+Left out: writing items, which only newer devices of QEMU's need; the items with a kernel, its
+initrd and its command line, by which QEMU hands them to its firmware: here they are in memory
+before the guest starts.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from pyvmm.errors import GuestFaults, GuestMemoryError
 from pyvmm.memory import GuestMemory
 
 SELECTOR, DATA, DMA_HIGH, DMA_LOW = 0, 1, 4, 8
-"""Registers, as offsets; PORTS is how many there are."""
-PORTS = 12
+"""Registers, as offsets."""
 
 
 class Item(IntEnum):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from kvm.assembler import assemble
 from kvm.command import PYVMM, TIMEOUT, Ended, run, run_to_end
+from kvm.conftest import PROJECT
 
 NAMES = ("multiboot", "multiboot2", "multiboot_flat")
 
@@ -31,6 +32,23 @@ def test_what_a_guest_is_told(guests: Path, tmp_path: Path, name: str) -> None:
     assert ended.value("cpus") == "3 of 3"
     assert int(ended.value("fw_cfg ram"), 16) == 64 << 20
     assert ("symbols are loaded" in ended.passed) == (name != "multiboot_flat")
+
+
+def test_a_device_of_the_users_comes_before_fw_cfg(guests: Path) -> None:
+    thermometer = f"{PROJECT}/guests/devices/thermometer.py:Thermometer,start=65"
+    for base in (0x510, 0x50E, 0x51B):
+        ended = run(guests / "multiboot", "--device", f"{thermometer},base={base:#x}", append="")
+        ended.check()
+        assert ended.value("fw_cfg ram") != f"{256 << 20:x}"
+
+
+def test_firmware_comes_before_a_device_of_the_users(tmp_path: Path) -> None:
+    rom = tmp_path / "rom"
+    rom.write_bytes(bytes(0xFFF0) + b"\xf4".ljust(16, b"\0"))
+    device = f"{PROJECT}/guests/devices/thermometer.py:Thermometer"
+    ended = run_to_end([*PYVMM, "run", "--firmware", str(rom), "--device", device], b"", TIMEOUT)
+    assert ended.status == 2, ended
+    assert "base 0x510 overlaps fw_cfg" in ended.stderr
 
 
 def start(tmp_path: Path, source: str, *options: str, flags: int = 0, address: int) -> Ended:
