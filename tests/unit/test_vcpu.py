@@ -136,6 +136,14 @@ def plain(reason: int) -> Exit:
     return lambda page: reason
 
 
+def detailed(reason: int, detail: bytes) -> Exit:
+    def fill(page: memoryview) -> int:
+        page[lib.RUN_DETAIL : lib.RUN_DETAIL + len(detail)] = detail
+        return reason
+
+    return fill
+
+
 class TestAccesses:
     def test_a_burst_is_so_many_accesses(self, stage: Stage) -> None:
         stage.run(io(OUT, 2, b"\x01\x02\x03\x04\x05\x06"), io(IN, 4, bytes(8)))
@@ -202,6 +210,29 @@ class TestEnd:
     def test_a_triple_fault(self, stage: Stage) -> None:
         stage.run(plain(lib.KVM_EXIT_SHUTDOWN))
         assert [crash.summary for crash in stage.crashes] == ["triple fault"]
+
+    def test_a_failed_entry(self, stage: Stage) -> None:
+        stage.run(detailed(lib.KVM_EXIT_FAIL_ENTRY, struct.pack("<QI", 0x8000_0021, 3)))
+        assert [crash.summary for crash in stage.crashes] == [
+            "the CPU refused to enter the guest, reason 0x80000021 on CPU 3"
+        ]
+
+    @pytest.mark.parametrize("told", [bytes.fromhex("f3 48 0f b8 f6"), b""])
+    def test_an_instruction_that_kvm_does_not_know(self, stage: Stage, told: bytes) -> None:
+        """Its bytes come along if KVM has them."""
+        flags = lib.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES if told else 0
+        head = struct.pack("<IIQB", lib.KVM_INTERNAL_ERROR_EMULATION, 3, flags, len(told))
+        stage.run(detailed(lib.KVM_EXIT_INTERNAL_ERROR, head + told.ljust(15, b"\xcc")))
+        (crash,) = stage.crashes
+        assert (crash.summary, crash.instruction) == ("KVM can't emulate an instruction", told)
+
+    @pytest.mark.parametrize(("words", "data"), [((), "none"), ((0x80, 7), "0x80 0x7")])
+    def test_another_internal_error(self, stage: Stage, words: tuple[int, ...], data: str) -> None:
+        detail = struct.pack(f"<II{len(words)}Q", 3, len(words), *words)
+        stage.run(detailed(lib.KVM_EXIT_INTERNAL_ERROR, detail))
+        assert [crash.summary for crash in stage.crashes] == [
+            f"KVM internal error, suberror 3, data {data}"
+        ]
 
     @pytest.mark.parametrize("reason", [lib.KVM_EXIT_HYPERCALL, lib.KVM_EXIT_DEBUG, 63])
     def test_an_exit_that_nobody_asked_for(self, stage: Stage, reason: int) -> None:
