@@ -162,9 +162,9 @@ read_key:
 
 /* 01h, 11h: the key that would be read, and no zero flag; or the zero flag. */
 look_for_key:
-        sti                             // a moment for the keyboard's interrupt, as IBM's gives
-        nop
-        cli
+        sti                             // a moment for the keyboard's interrupt, as IBM's BIOS gives:
+        in      al, I8042_COMMAND       // there are loops that ask with interrupts off. (Software
+        cli                             // KVM delivers one only when the VMM is needed.)
         call    poll_serial
         mov     bx, BDA_KEY_HEAD
         cmp     bx, BDA_KEY_TAIL

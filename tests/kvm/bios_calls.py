@@ -202,7 +202,7 @@ _PROGRAM = f"""
 
 
 class Answer(NamedTuple):
-    """The registers after a call; ``stack`` is how many bytes of it were used, the INT's included."""
+    """The registers after a call; ``stack`` is how many bytes of it were used, with the INT's."""
 
     eax: int
     ebx: int
