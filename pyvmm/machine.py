@@ -130,6 +130,8 @@ class Machine:
         self.memory = GuestMemory(config.memory_size, **config.memory_backing._asdict())
         resources.callback(self.memory.close)
         entry = self._load_guest()
+        if entry.remark:
+            self.faults.tell(entry.remark)
 
         self._kvm = Kvm()
         resources.callback(self._kvm.close)
@@ -197,8 +199,6 @@ class Machine:
             self._load_bios(tables, entry.kernel)
         if entry.fw_cfg:
             self._fw_cfg = {}  # no files: they are for firmware
-        if entry.remark:
-            self.faults.tell(entry.remark)
         return entry
 
     def _load_firmware(self) -> EntryState:

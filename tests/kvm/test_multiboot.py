@@ -120,6 +120,29 @@ def test_a_video_mode_is_asked_for_in_vain(tmp_path: Path) -> None:
     )
 
 
+def test_a_reboot_says_nothing_twice(tmp_path: Path) -> None:
+    source = f"""
+        mov al, 0x40                # a byte that a battery keeps
+        out 0x70, al
+        in al, 0x71
+        inc al
+        mov bl, al
+        out 0x71, al
+        cmp al, 3
+        je done
+        mov dx, 0xcf9
+        mov al, 6                   # reset
+        out dx, al
+        hlt
+        done: movzx eax, bl
+        {EXIT}
+    """
+    options = ("--debug-exit", "--on-reboot", "restart")
+    ended = start(tmp_path, source, *options, flags=4, address=0x10_0000)
+    assert ended.status == 2 * 3 + 1, ended
+    assert ended.stderr.count("asks for a video mode") == 1
+
+
 def test_what_turns_qemu_off(tmp_path: Path) -> None:
     source = "mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt"
     ended = start(tmp_path, source, address=0x10_0000)
