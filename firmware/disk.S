@@ -584,7 +584,7 @@ edd_parameters:
         mov     ax, 30
         mov     dword ptr es:[di + 26], -1      // no further parameters
 1:      stosw
-        mov     ax, 0x0002                      // the geometry is valid
+        mov     ax, 0x0003                      // the geometry is valid; 64 KiB are no boundary
         stosw
         mov     eax, ecx
         stosd

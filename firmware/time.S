@@ -12,7 +12,7 @@
 #define UPDATE_IN_PROGRESS 0x80
 #define CLOCK_SET 0x80                  /* status B: stopped, to be set */
 #define ALARM_INTERRUPT 0x20            /* status B, and C's flag */
-#define PERIODIC_INTERRUPT 0x40
+#define DAYLIGHT_SAVING 0x01            /* status B */
 #define CENTURY 0x32
 
 int08:  push    ds
@@ -168,7 +168,8 @@ set_ticks:
         mov     byte ptr [bp + CALLER_AH], 0
         jmp     return_ok
 
-/* 02h: hours, minutes, seconds to CH, CL, DH, in BCD; no daylight saving time in DL. */
+/* 02h: hours, minutes, seconds to CH, CL, DH, in BCD; and to DL, whether the clock is to follow
+ * daylight saving time: it is only kept, as the clock doesn't. */
 get_time:
         call    wait_for_update
         read_cmos 4
@@ -177,7 +178,9 @@ get_time:
         mov     [bp + CALLER_CX], al
         read_cmos 0
         mov     [bp + CALLER_DX + 1], al
-        mov     byte ptr [bp + CALLER_DX], 0
+        read_cmos STATUS_B
+        and     al, DAYLIGHT_SAVING
+        mov     [bp + CALLER_DX], al
         jmp     clock_read
 
 /* 04h: century, year, month, day to CH, CL, DH, DL. */
@@ -207,6 +210,12 @@ set_time:
         write_cmos 2
         mov     al, [bp + CALLER_CX + 1]
         write_cmos 4
+        read_cmos STATUS_B
+        and     al, ~DAYLIGHT_SAVING & 0xFF
+        mov     ah, [bp + CALLER_DX]
+        and     ah, DAYLIGHT_SAVING
+        or      al, ah
+        write_cmos STATUS_B
         jmp     start_clock
 
 /* 05h */

@@ -38,6 +38,10 @@ set_up_video:
         in      al, dx
         cmp     al, 0x5A                // it keeps what is written to it
         sete    cs:[has_crtc]
+        call    set_text_mode
+        jmp     blank_screen
+
+/* The data area; the cursor is at the top. */
 set_text_mode:
         mov     byte ptr BDA_VIDEO_MODE, 3
         mov     word ptr BDA_COLUMNS, COLUMNS
@@ -57,6 +61,11 @@ set_text_mode:
         mov     cx, 8
         xor     ax, ax
         rep     stosw
+        pop     es
+        jmp     move_adapter
+
+blank_screen:
+        push    es
         push    SCREEN_SEGMENT
         pop     es
         xor     di, di
@@ -64,7 +73,7 @@ set_text_mode:
         mov     cx, COLUMNS * ROWS / 2
         rep     stosd
         pop     es
-        jmp     move_adapter
+        ret
 
         .section .rodata
 video_services:
@@ -79,11 +88,12 @@ video_services:
 int10:  enter_service
         dispatch video_services, VIDEO_SERVICES, return
 
-/* 00h: mode AL; 80h there keeps the screen. There is text of 80 columns only. */
+/* 00h: mode AL; 80h there keeps what is on the screen. There is text of 80 columns only. */
 set_mode:
-        test    al, 0x80
-        jnz     return
         call    set_text_mode
+        test    byte ptr [bp + CALLER_AX], 0x80
+        jnz     return
+        call    blank_screen
         mov     al, BLANK >> 8
         call    send_attribute
         mov     si, offset clear_screen

@@ -6,6 +6,7 @@ What disks, memory maps and screens are like after many calls is test_bios.py's.
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -513,6 +514,92 @@ def test_interrupts_that_are_off(tmp_path: Path, number: int, ax: int, let_throu
     source = INTERRUPTED.format(vector=number, ax=ax)
     steps = [*program(source), vector(FREE_VECTOR, 0, BUFFER), call(FREE_VECTOR, flags=0)]
     assert bios.answer(answers(tmp_path, steps)[-1]).eax == let_through
+
+
+AT_TICKS = """
+    push ax                     # INT 1Ch: a key with the second tick, and looking for it
+    push cx
+    inc byte ptr cs:[ticks]
+    cmp byte ptr cs:[ticks], 2
+    jne 1f
+    mov ah, 5
+    mov cx, 0x1234
+    int 0x16
+    mov ah, 1
+    int 0x16
+    1: pop cx
+    pop ax
+    iret
+    .org 60
+    ticks: .byte 0
+"""
+
+
+def test_a_call_during_another(tmp_path: Path) -> None:
+    """INT 16h waits for a key, and from the timer's hook comes one."""
+    wait = call(0x16, ax=0x1000, flags=0)
+    steps = [*program(AT_TICKS), vector(0x1C, 0, BUFFER), wait, read(0, BUFFER + 60)]
+    *_, waited, ticks = answers(tmp_path, steps)
+    assert bios.returned(waited) == bios.expected(wait, {"ax": 0x1234})
+    assert ticks[0] >= 2
+
+
+def test_the_clock_is_set(tmp_path: Path) -> None:
+    get_time, get_date = call(0x1A, ax=0x0200), call(0x1A, ax=0x0400)
+    steps = [
+        call(0x1A, ax=0x0500, cx=0x2024, dx=0x0229),
+        call(0x1A, ax=0x0300, cx=0x1314, dx=0x1501),
+        get_time,
+        get_date,
+        call(0x1A, ax=0x0300, cx=0x1314, dx=0x1500),
+        get_time,
+    ]
+    found = [bios.returned(dumped) for dumped in answers(tmp_path, steps)]
+    for at in (0, 1, 4):
+        assert found[at] == bios.expected(steps[at], {"ah": 0})
+    assert found[2]["ecx"] & 0xFFFF == 0x1314
+    assert [found[at]["edx"] & 0xFF for at in (2, 5)] == [1, 0]
+    assert found[3] == bios.expected(get_date, {"ah": 0, "cx": 0x2024, "dx": 0x0229})
+
+
+def test_setting_the_mode(tmp_path: Path) -> None:
+    """The cursor goes home, and with bit 7 the screen stays."""
+    where = call(0x10, ax=0x0300, bx=0)
+    write_x = call(0x10, ax=0x0958, bx=0x1E, cx=3)
+    steps = []
+    for mode in (0x83, 0x03):
+        steps += [
+            call(0x10, ax=0x0200, bx=0, dx=0),
+            write_x,
+            call(0x10, ax=0x0200, bx=0, dx=0x0505),
+        ]
+        steps += [call(0x10, ax=mode), where, read(0xB800, 0)]
+    found = answers(tmp_path, steps)
+    for at, shown in (5, b"X\x1eX\x1eX\x1e"), (11, b" \x07 \x07 \x07"):
+        home = bios.expected(where, {"eax": 0, "cx": 0x0607, "dx": 0})
+        assert bios.returned(found[at - 1]) == home
+        assert found[at][:6] == shown
+
+
+def test_what_edd_tells_of_a_disk(tmp_path: Path) -> None:
+    """As much as there is room for, but no more than is known; and nothing if there isn't room."""
+    found = []
+    for room in (25, 26, 29, 30, 66):
+        steps = [
+            write(0, BUFFER, room.to_bytes(2, "little").ljust(32, b"\xee")),
+            call(0x13, ax=0x4800, dx=0x80, si=BUFFER),
+            read(0, BUFFER),
+        ]
+        found.append(answers(tmp_path, steps))
+    told = struct.pack("<HIIIQHI", 3, 2, 16, 63, 2048, 512, 0xFFFFFFFF)
+    for (_, dumped, memory), (error, size) in zip(
+        found, ((1, 2), (0, 26), (0, 26), (0, 30), (0, 30)), strict=True
+    ):
+        assert bios.returned(dumped)["eax"] == error << 8
+        if error:
+            assert memory[2:32] == b"\xee" * 30
+        else:
+            assert memory[:32] == struct.pack("<H", size) + told[: size - 2] + b"\xee" * (32 - size)
 
 
 @pytest.mark.parametrize(
