@@ -1,9 +1,9 @@
 """The host's side of the text screen (devices/text_screen.py): shown live on a terminal, or written
 as a log of its lines; and its keyboard.
 
-A timer looks at the screen thirty times a second, and the adapter tells when the guest's cursor
-comes to the beginning of a line: of a guest that moves its cursor no line is lost, however fast it
-scrolls.
+A timer looks at the screen thirty times a second, and may come while the guest is writing. The
+adapter tells when the guest's cursor comes to the beginning of a line, and then the guest stands
+still: of one that moves its cursor no line is lost, however fast it scrolls.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ beginning of piped input. So keys wait until it has printed something, for so lo
 MAX_UNWRITTEN = 1 << 16
 """Text that nobody takes. Then the screen is looked at no more until somebody does."""
 
+LINES_END_NS = 100_000_000
+"""If the cursor hasn't come to the beginning of a line for so long, the guest doesn't print, or
+doesn't move the cursor."""
+
+IN_FLUX = 3
+"""For so many looks a screen that changes under one's eyes is left alone."""
+
 ESCAPE_LOOKS = 2
 """For so many looks an ESC waits for the rest of a sequence."""
 
@@ -73,6 +80,9 @@ class ScreenBackend:
         self._silent_until = 0
         self._unwritten = b""
         self._shown = False
+        self._line_ended_ns = -LINES_END_NS
+        self._before: Picture | None = None
+        self._in_flux = 0
         self._closed = False
         stream.connect(self)
 
@@ -84,7 +94,8 @@ class ScreenBackend:
     def line_ended(self) -> None:
         with self._lock:
             if self._picture is not None and self._keeps_up():
-                self._transcript.look(self._picture(), self._loop.now_ns())
+                self._line_ended_ns = self._loop.now_ns()
+                self._transcript.look(self._picture(), self._line_ended_ns)
 
     # The stream's side: pyvmm.backends.character.CharacterDevice.
 
@@ -205,7 +216,8 @@ class ScreenBackend:
                 return
             if self._keeps_up():
                 now = picture()
-                self._transcript.look(now, self._loop.now_ns())
+                if self._stands_still(now, picture):
+                    self._transcript.look(now, self._loop.now_ns())
                 if self._display is not None and not self._unwritten:
                     self._write(self._display.frame(now))
             if self._decoder.waits:
@@ -213,6 +225,17 @@ class ScreenBackend:
                 if self._escape_looks > ESCAPE_LOOKS:
                     self._type(self._decoder.flush())
         self._press_waiting()
+
+    def _stands_still(self, now: Picture, picture: Callable[[], Picture]) -> bool:
+        """Whether ``now`` is worth logging. A guest that moves its cursor says itself when; of
+        others a screen that is just being scrolled is no good."""
+        before, self._before = self._before, now
+        if now == before:
+            return True
+        if self._loop.now_ns() - self._line_ended_ns < LINES_END_NS:
+            return False
+        self._in_flux = self._in_flux + 1 if picture() != now else 0
+        return self._in_flux % (IN_FLUX + 1) == 0
 
     def _keeps_up(self) -> bool:
         if self._unwritten:

@@ -119,7 +119,8 @@ class KeyDecoder:
 
     def flush(self) -> bytes:
         """No more comes for a while: what was an ESC is the key, and what was ESC [ is Alt-[."""
-        sequence, self._sequence = self._sequence, bytearray()
+        sequence = bytes(self._sequence)
+        self._sequence.clear()
         if len(sequence) == 2:
             return _with_alt(_BY_CHARACTER[sequence[1]])
         return _BY_CHARACTER[_ESC] if len(sequence) == 1 else b""

@@ -44,14 +44,17 @@ class Transcript:
         """The screen is like this now."""
         out: list[str] = []
         self._take(out, picture, now_ns)
-        self._say_settled(out, now_ns - SETTLED_NS)
+        for row in self._rows:
+            if now_ns - row.changed_ns >= SETTLED_NS:
+                self._say(out, row)
         self._flush(out)
 
     def finish(self, picture: Picture, now_ns: int) -> None:
         """The screen is like this and stays so, or goes: print what hasn't been."""
         out: list[str] = []
         self._take(out, picture, now_ns)
-        self._say_settled(out, now_ns)
+        for row in self._rows:
+            self._say(out, row)
         self._end_line(out)
         self._flush(out)
 
@@ -117,11 +120,6 @@ class Transcript:
             if score > most:
                 best, most = shift, score
         return best if most or not any(old) else len(old)
-
-    def _say_settled(self, out: list[str], since_ns: int) -> None:
-        for row in self._rows:
-            if row.changed_ns <= since_ns:
-                self._say(out, row)
 
     def _say(self, out: list[str], row: _Row) -> None:
         """Print what of ``row`` hasn't been."""

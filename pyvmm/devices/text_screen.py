@@ -396,6 +396,6 @@ def clear(memory: GuestMemory) -> None:
 
 def has_text(memory: GuestMemory) -> bool:
     """Whether a guest seems to have written to the screen, which may not be there."""
-    cells = memory.read(MEMORY, 2 * 80 * 25)
-    words = cells[::2].translate(None, b"\0 ")
-    return len(words) >= 2 and words.isascii() and words.decode().isprintable()
+    codes = memory.read(MEMORY, 2 * 80 * 25)[::2].translate(None, b"\0 ")
+    letters = sum(0x20 < code < 0x7F for code in codes)
+    return letters >= 2 and 2 * letters >= len(codes)
