@@ -29,8 +29,14 @@ _ZEROES = bytes(1 << 20)
 _OTHER_FORMATS = (
     (0x00, b"QFI\xfb", "qcow2"),
     (0x00, b"KDMV", "VMDK"),
+    (0x00, b"COWD", "VMDK"),
+    (0x00, b"# Disk Descriptor", "VMDK"),
     (0x00, b"vhdxfile", "VHDX"),
+    (0x00, b"conectix", "VHD"),
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
+    (0x00, b"QED\0", "QED"),
+    (0x00, b"WithoutFreeSpace", "Parallels"),
+    (0x00, b"WithouFreSpacExt", "Parallels"),
 )
 _CANT_DEALLOCATE = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV))
 """fallocate's ways to say that this file or this range isn't for it; EINVAL comes from block

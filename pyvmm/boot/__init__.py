@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.boot import protocol
 from pyvmm.boot.entry import EntryState
-from pyvmm.boot.image import ImageFile
+from pyvmm.boot.image import Image, ImageFile
 from pyvmm.boot.memory_map import memory_option
 from pyvmm.errors import ConfigError
 from pyvmm.memory import MIB, GuestMemory
@@ -46,7 +46,6 @@ def load(
     """
     if entry not in ENTRIES:
         raise ConfigError(f"no such entry point: {entry}", f"choose from {', '.join(ENTRIES)}")
-    # One protocol is imported, not all: start-up time is a budget.
     with ImageFile(path) as image:
         if entry == "real" or flat is not None:
             from pyvmm.boot.flat import load as load_flat
@@ -56,32 +55,55 @@ def load(
             if flat is None:
                 return load_flat(image, memory)
             return load_flat(image, memory, mode=flat.mode, address=flat.address)
-        chosen = protocol.choose(image, entry)
-        if memory.size < MIN_MEMORY:
-            raise ConfigError(
-                f"{memory.size // MIB} MiB of memory is too little for a kernel",
-                memory_option(MIN_MEMORY),
-            )
-        if chosen == "multiboot":
-            from pyvmm.boot.multiboot import load as load_kernel
-        elif chosen == "multiboot2":
-            from pyvmm.boot.multiboot2 import load as load_kernel
-        elif chosen == "bzImage":
-            from pyvmm.boot.bzimage import load as load_bzimage
-
-            return load_bzimage(
-                image,
-                memory,
-                command_line=command_line,
-                words=words,
-                initrd=initrd,
-                entry=entry,
-                rsdp=rsdp,
-            )
-        else:
-            from pyvmm.boot.elf import load as load_kernel
-        if chosen in protocol.MULTIBOOT and words is not None:
-            command_line = words
         return load_kernel(
-            image, memory, command_line=command_line, initrd=initrd, entry=entry, rsdp=rsdp
+            image,
+            memory,
+            command_line=command_line,
+            words=words,
+            initrd=initrd,
+            entry=entry,
+            rsdp=rsdp,
         )
+
+
+def load_kernel(
+    image: Image,
+    memory: GuestMemory,
+    *,
+    command_line: str = "",
+    words: str | None = None,
+    initrd: str | os.PathLike[str] | None = None,
+    entry: str = "auto",
+    rsdp: int = 0,
+) -> EntryState:
+    """Load a kernel that is no flat binary, as :func:`load` does."""
+    # One protocol is imported, not all: start-up time is a budget.
+    chosen = protocol.choose(image, entry)
+    if memory.size < MIN_MEMORY:
+        raise ConfigError(
+            f"{memory.size // MIB} MiB of memory is too little for a kernel",
+            memory_option(MIN_MEMORY),
+        )
+    if chosen == "multiboot":
+        from pyvmm.boot.multiboot import load as load_by_protocol
+    elif chosen == "multiboot2":
+        from pyvmm.boot.multiboot2 import load as load_by_protocol
+    elif chosen == "bzImage":
+        from pyvmm.boot.bzimage import load as load_bzimage
+
+        return load_bzimage(
+            image,
+            memory,
+            command_line=command_line,
+            words=words,
+            initrd=initrd,
+            entry=entry,
+            rsdp=rsdp,
+        )
+    else:
+        from pyvmm.boot.elf import load as load_by_protocol
+    if chosen in protocol.MULTIBOOT and words is not None:
+        command_line = words
+    return load_by_protocol(
+        image, memory, command_line=command_line, initrd=initrd, entry=entry, rsdp=rsdp
+    )

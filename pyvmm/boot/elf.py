@@ -50,19 +50,27 @@ ET_EXEC = 2
 ET_DYN = 3
 EM_386 = 3
 EM_X86_64 = 62
+_X86 = {EM_386: "i386", EM_X86_64: "x86-64"}
 PT_LOAD = 1
+PT_DYNAMIC = 2
 PT_INTERP = 3
 PT_NOTE = 4
+NT_GNU_ABI_TAG = 1
+"""Of notes named "GNU" (Linux Standard Base, "Note Sections"): programs for an OS have one."""
 
-_TYPES = {1: "a relocatable object, not linked into a kernel", 4: "a core dump, not a kernel"}
+_TYPES = {
+    1: "a relocatable object (.o, .ko), not linked into a kernel",
+    4: "a core dump, not a kernel",
+}
 _MACHINES = {
-    2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "64-bit PowerPC", 22: "S/390", 40: "32-bit Arm",
-    43: "64-bit SPARC", 50: "Itanium", 183: "AArch64", 243: "RISC-V", 247: "BPF", 258: "LoongArch",
+    2: "SPARC", 4: "68000", 8: "MIPS", 15: "PA-RISC", 20: "PowerPC", 21: "64-bit PowerPC",
+    22: "S/390", 40: "32-bit Arm", 42: "SuperH", 43: "64-bit SPARC", 50: "Itanium",
+    183: "AArch64", 243: "RISC-V", 247: "BPF", 258: "LoongArch", 0x9026: "Alpha",
 }  # fmt: skip
 
 MAX_PROGRAM_HEADERS = 128
 MAX_NOTES_SIZE = 1 * MIB
-"""Bounds on what is read into memory before it is known to be sensible."""
+"""Of all together. Bounds on what is read into memory before it is known to be sensible."""
 
 PLAUSIBLE_RAM_END = 1 << 40
 """Nobody has RAM up there, so there is no use in asking for it."""
@@ -126,6 +134,7 @@ class Note(NamedTuple):
 
 
 _IDENT_SIZE = 16
+_E_MACHINE = 18
 _EHDR = {ELFCLASS32: struct.Struct("<2H5I6H"), ELFCLASS64: struct.Struct("<2HI3QI6H")}
 _PHDR = {ELFCLASS32: struct.Struct("<8I"), ELFCLASS64: struct.Struct("<2I6Q")}
 _NHDR = struct.Struct("<3I")
@@ -143,7 +152,8 @@ class ElfImage:
         if self.elf_class not in _EHDR:
             raise self._error(f"has the unknown ELF class {self.elf_class}")
         if ident[EI_DATA] != ELFDATA2LSB:
-            raise self._error("is a big-endian ELF; PyVMM runs x86 kernels")
+            machine = _machine(int.from_bytes(image.read(_E_MACHINE, 2), "big"))
+            raise self._error(f"is a big-endian ELF for {machine}; PyVMM runs x86 kernels")
         self.header = self._read_header()
         self._program_headers = self._read_program_headers()
         self.segments = [p for p in self._program_headers if p.p_type == PT_LOAD and p.p_memsz]
@@ -151,6 +161,8 @@ class ElfImage:
         self.notes = self._read_notes()
         self.entry = self._physical(self.header.e_entry)
         self.pvh_entry = self._find_pvh_entry()
+        if self.pvh_entry is None:
+            self._refuse_programs()
 
     def _error(self, problem: str, hint: str = "") -> ImageError:
         return ImageError(f"kernel {self.image.name} {problem}", hint)
@@ -162,10 +174,11 @@ class ElfImage:
             raise self._truncated(_IDENT_SIZE + layout_.size)
         header = _Header._make(layout_.unpack(raw))
         if header.e_machine not in (EM_386, EM_X86_64):
-            machine = _MACHINES.get(header.e_machine, f"machine {header.e_machine}")
+            machine = _machine(header.e_machine)
             raise self._error(f"is an ELF for {machine}; PyVMM runs x86 kernels")
         if (header.e_machine == EM_X86_64) != (self.elf_class == ELFCLASS64):
-            raise self._error("is an ELF whose class does not go with its machine")
+            bits = 64 if self.elf_class == ELFCLASS64 else 32
+            raise self._error(f"is an ELF{bits} for {_X86[header.e_machine]}; no kernel is that")
         if header.e_type not in (ET_EXEC, ET_DYN):
             raise self._error(f"is {_TYPES.get(header.e_type, f'ELF type {header.e_type}')}")
         return header
@@ -192,8 +205,6 @@ class ElfImage:
         return headers
 
     def _check_segments(self) -> None:
-        if any(p.p_type == PT_INTERP for p in self._program_headers):
-            raise self._error("is a program for an operating system (it has PT_INTERP)")
         if not self.segments:
             raise self._error("has no loadable segment")
         for p in self.segments:
@@ -212,16 +223,29 @@ class ElfImage:
                     f"{high.p_paddr:#x}-{high.end - 1:#x}"
                 )
 
+    def _refuse_programs(self) -> None:
+        """Refuse what is made for an operating system. (FreeBSD's kernel has PT_INTERP, too, with
+        nonsense in it; it is known by its PVH note.)"""
+        types = {p.p_type for p in self._program_headers}
+        if PT_INTERP in types:
+            raise self._error("is a program for an operating system (it has PT_INTERP)")
+        if self.header.e_type == ET_DYN and PT_DYNAMIC in types and not self.header.e_entry:
+            raise self._error("is a shared library, not a kernel")
+        if any((note.name, note.type) == (b"GNU", NT_GNU_ABI_TAG) for note in self.notes):
+            raise self._error("is a program for an operating system (it has a GNU ABI tag)")
+
     def _truncated(self, expected: int) -> ImageError:
         return self._error(f"is truncated: {self.image.size} of {expected} bytes")
 
     def _read_notes(self) -> list[Note]:
         notes: list[Note] = []
+        size = 0
         for p in self._program_headers:
             if p.p_type != PT_NOTE:
                 continue
-            if p.p_filesz > MAX_NOTES_SIZE:
-                raise self._error(f"has {p.p_filesz} bytes of notes; more than makes sense")
+            size += p.p_filesz
+            if size > MAX_NOTES_SIZE:
+                raise self._error(f"has {size} bytes of notes; more than makes sense")
             raw = self.image.read(p.p_offset, p.p_filesz)
             if len(raw) < p.p_filesz:
                 raise self._truncated(p.p_offset + p.p_filesz)
@@ -286,6 +310,10 @@ class ElfImage:
         in_use = (*LOW_MEMORY_IN_USE, ("the command line", *line))
         for p in self.segments:
             check_fits(self.image, memory, p.p_paddr, p.end, in_use)
+
+
+def _machine(number: int) -> str:
+    return _MACHINES.get(number, f"machine {number}")
 
 
 def check_fits(

@@ -101,7 +101,8 @@ class ImageFile(Image):
     def _require_file(self, status: os.stat_result) -> None:
         for is_type, noun in _FILE_TYPES:
             if is_type(status.st_mode):
-                raise ImageError(f"{self.name} is {noun}; the {self.role} must be a file")
+                hint = "--disk takes it" if is_type is stat.S_ISBLK else ""
+                raise ImageError(f"{self.name} is {noun}; the {self.role} must be a file", hint)
 
     def _unreadable(self, error: OSError) -> ImageError:
         return ImageError(f"can't read {self.role} {self.name}: {error.strerror}")

@@ -2,7 +2,8 @@
 
 A bzImage is started as Linux, even if there is a Multiboot header in it. An ELF file with a PVH
 note expects a VMM. Then comes Multiboot, the older one first, as other VMMs have it; and an ELF
-file without any of these is entered at its entry point.
+file without any of these is entered at its entry point. What is neither may be for Multiboot if
+its header says where it goes: else it is something else that has a kernel in it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ def choose(image: Image, entry: str) -> str:
         if not _has_header(image, entry):
             raise ImageError(f"kernel {image.name} has no {entry_name(entry)} header")
         return entry
-    found = kind.kind_of(image)
+    found = kind.kernel_kind(image)
     if entry == "auto" and found is not kind.BZIMAGE:
         for name in MULTIBOOT:
-            # The ELF file is looked into only if there is a choice: loading it does so again.
-            if _has_header(image, name) and not (found is kind.ELF and _expects_vmm(image)):
+            # The file is looked into only if there is a choice: loading it does so again.
+            if _has_header(image, name) and _is_for_loaders(image, found, name):
                 return name
     return kind.require_kernel(image).name
 
@@ -47,6 +48,23 @@ def _has_header(image: Image, name: str) -> bool:
 
         return multiboot2.find(image) is not None
     return False
+
+
+def _is_for_loaders(image: Image, found: kind.Kind | None, name: str) -> bool:
+    """Whether the Multiboot header ``name`` in an image of the kind ``found`` is what to go by."""
+    if found is kind.ELF:
+        return not _expects_vmm(image)
+    return _has_addresses(image, name) or kind.kind_of(image).name == "data"
+
+
+def _has_addresses(image: Image, name: str) -> bool:
+    from pyvmm.boot import multiboot, multiboot2
+
+    if name == "multiboot":
+        header = multiboot.find(image)
+        return header is not None and bool(header.flags & multiboot.HeaderFlags.AOUT_KLUDGE)
+    header2 = multiboot2.find(image)
+    return header2 is not None and multiboot2.HeaderTag.ADDRESS in header2.tags
 
 
 def _expects_vmm(image: Image) -> bool:

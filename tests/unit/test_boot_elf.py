@@ -148,7 +148,7 @@ def test_an_entry_that_the_image_lacks(
         (elf(Segment(BASE), machine=183), "an ELF for AArch64"),
         (elf(Segment(BASE), machine=243), "an ELF for RISC-V"),
         (elf(Segment(BASE), machine=9999), "an ELF for machine 9999"),
-        (elf(Segment(BASE), machine=3), "class does not go with its machine"),
+        (elf(Segment(BASE), machine=3), "no kernel is that"),
         (elf(Segment(BASE), data_encoding=2), "big-endian"),
         (elf(Segment(BASE), elf_type=1), "a relocatable object"),
         (elf(Segment(BASE), elf_type=4), "a core dump"),

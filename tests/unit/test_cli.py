@@ -56,7 +56,7 @@ def kernel(tmp_path: Path) -> Path:
 
 
 KERNELS = {
-    "text": (b"#!/bin/sh\necho no kernel\n" * 40, "text"),
+    "text": (b"#!/bin/sh\necho no kernel\n" * 40, "script"),
     "empty": (b"", "empty"),
     "truncated bzImage": (bzimage(bytes(1 << 16))[:8000], "truncated"),
     "cut setup header": (bzimage()[:0x200], "truncated|not a kernel"),
