@@ -375,6 +375,11 @@ class Machine:
                     self.resume()
 
     @property
+    def rom(self) -> Rom | None:
+        """The firmware's, which is no RAM."""
+        return self._rom
+
+    @property
     def started(self) -> bool:
         """Whether :meth:`start` has been called."""
         return self._started

@@ -61,7 +61,8 @@ BY_NAME = {name: kind for kind in KINDS for name in kind.names}
 
 ADDRESSES = """\
 ADDR is a number (0x7c00, 31744), a register (rsp, eax, cs), a symbol, or a
-segment and offset (ds:si, 0000:7c00); + and - go between them."""
+segment and offset (ds:si, 0000:7c00); + and - go between them. Instruction
+and stack pointer are with their segments: rip is cs:rip, but for p and xp."""
 
 MAX_STEPS = 1_000_000
 MAX_UNITS = 1024

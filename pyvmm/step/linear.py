@@ -1,25 +1,33 @@
-"""A guest's memory by linear addresses, as a vCPU's page tables have it now."""
+"""A guest's memory by linear addresses, as a vCPU's page tables have it now; and what can be read
+there besides RAM, the firmware's ROM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import GuestMemoryError
 from pyvmm.kvm import Vcpu
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 
+if TYPE_CHECKING:
+    from pyvmm.boot.firmware import Rom
+
 
 class LinearMemory:
-    """For a vCPU that isn't running. GuestMemoryError where nothing is mapped, or no RAM. Who may
-    read and write there doesn't matter."""
+    """For a vCPU that isn't running. GuestMemoryError where nothing is mapped, or neither RAM nor
+    ``rom``. Who may read and write there doesn't matter."""
 
-    def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
+    def __init__(self, vcpu: Vcpu, memory: GuestMemory, rom: Rom | None = None) -> None:
         self._vcpu = vcpu
         self._memory = memory
+        self._rom = rom
 
     def read(self, address: int, size: int) -> bytes:
         pieces = self._pieces(address, size)
-        return b"".join(self._memory.read(gpa, length) for gpa, length in pieces)
+        return b"".join(
+            read_physical(self._memory, self._rom, gpa, length) for gpa, length in pieces
+        )
 
     def write(self, address: int, data: bytes) -> None:
         done = 0
@@ -37,3 +45,10 @@ class LinearMemory:
             length = min(end - address, PAGE_SIZE - address % PAGE_SIZE)
             yield gpa, length
             address += length
+
+
+def read_physical(memory: GuestMemory, rom: Rom | None, gpa: int, size: int) -> bytes:
+    """RAM or ROM at a guest-physical address. GuestMemoryError where there is neither."""
+    if rom is not None and rom.gpa <= gpa and gpa + size <= rom.gpa + len(rom.view):
+        return bytes(rom.view[gpa - rom.gpa : gpa - rom.gpa + size])
+    return memory.read(gpa, size)

@@ -25,7 +25,7 @@ from pyvmm.step import command
 from pyvmm.step.breakpoints import MAX_BREAKPOINTS
 from pyvmm.step.command import Command, CommandError
 from pyvmm.step.cpu_state import CpuState
-from pyvmm.step.disassembly import Disassembler, register_value
+from pyvmm.step.disassembly import Disassembler, register_value, stack_top
 from pyvmm.step.ring3 import CannotStep
 from pyvmm.step.screen import Screen, plain, wants_colour
 from pyvmm.step.stepper import Stepper
@@ -402,11 +402,11 @@ class Prompt:
                 show(line)
 
     def _examine(self, wanted: Command) -> None:
-        address = self._evaluate(wanted.address)
+        physical = wanted.kind == "xp"
+        address = self._evaluate(wanted.address, plain=physical)
         if wanted.format == "i":
             self._list(address, wanted.number or 1)
             return
-        physical = wanted.kind == "xp"
         if wanted.format == "s":
             self._text(address, physical)
             return
@@ -446,7 +446,7 @@ class Prompt:
         self._repeat = Command("disassemble", count, following)
 
     def _print(self, wanted: Command) -> None:
-        value = self._evaluate(wanted.address)
+        value = self._evaluate(wanted.address, plain=True)
         name = self._symbols.name(value)
         show(f"{value:#x} = {value}" + (f" <{name}>" if name else ""))
 
@@ -527,14 +527,28 @@ class Prompt:
     def _quit(self, _: Command) -> None:
         self._machine.end(Reason.INTERRUPTED, "from the prompt")
 
-    def _evaluate(self, text: str) -> int:
+    def _evaluate(self, text: str, *, plain: bool = False) -> int:
+        """The linear address that ``text`` stands for. Instruction and stack pointer are where they
+        point, which their segments' bases are part of, unless ``plain`` numbers are wanted or
+        ``text`` names a segment itself."""
         state = self._stepper.state()
+        pointers = {} if plain or ":" in text else _pointers(state)
 
         def value_of(name: str) -> int | None:
+            if name in pointers:
+                return pointers[name]
             register = register_value(name, state)
             return self._symbols.address(name) if register is None else register
 
         return command.evaluate(text, value_of, lambda name: int(state.system[name]["base"]))
+
+
+def _pointers(state: CpuState) -> dict[str, int]:
+    """Where the instruction and stack pointer point, by their names."""
+    top = stack_top(state)
+    return dict.fromkeys(("rip", "eip", "ip"), state.address) | dict.fromkeys(
+        ("rsp", "esp", "sp"), top
+    )
 
 
 def _resting(state: CpuState) -> str:

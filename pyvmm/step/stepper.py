@@ -43,7 +43,7 @@ from pyvmm.step.disassembly import (
     Instruction,
     stack_top,
 )
-from pyvmm.step.linear import LinearMemory
+from pyvmm.step.linear import LinearMemory, read_physical
 from pyvmm.step.ring3 import DebugTrap, return_to_ring_3
 from pyvmm.step.stop import (
     BREAKPOINT,
@@ -135,11 +135,12 @@ class Stepper:
     def read(self, address: int, size: int, *, physical: bool = False) -> bytes:
         """Memory at a linear address by the current vCPU's page tables, or at a guest-physical
         one. GuestMemoryError where there is none."""
-        memory = self.machine.memory
+        memory, rom = self.machine.memory, self.machine.rom
         if physical:
-            return memory.read(address, size)
+            return read_physical(memory, rom, address, size)
         with self.machine.at_rest():
-            return LinearMemory(self.machine.vcpus[self.vcpu].vcpu, memory).read(address, size)
+            vcpu = self.machine.vcpus[self.vcpu].vcpu
+            return LinearMemory(vcpu, memory, rom).read(address, size)
 
     def disassemble(self, address: int, count: int = 1) -> list[Instruction]:
         """``count`` instructions from the linear ``address`` on, in the current vCPU's mode; fewer

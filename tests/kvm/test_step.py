@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from kvm.assembler import assemble
-from kvm.command import TIMEOUT, Ended, command, run_to_end
+from kvm.command import PYVMM, TIMEOUT, Ended, command, run_to_end
 from kvm.terminal import CTRL_C, CTRL_D, terminal
 
 from pyvmm.backends.character import NullBackend
@@ -30,6 +31,7 @@ from pyvmm.symbols import Symbols
 
 Make = Callable[..., AbstractContextManager[Stepper]]
 
+PROJECT = Path(__file__).parent.parent.parent
 ENTRY = 0x7C00
 MASK_LINES = "mov al, 0xFF; out 0x21, al; out 0xA1, al"
 POWER_OFF = "mov dx, 0x604; mov ax, 0x3400; out dx, ax; 9: hlt; jmp 9b"
@@ -479,6 +481,47 @@ class TestScript:
         assert any(line.startswith("*RIP") for line in ended.lines)
         assert any("PE ET PG" in line for line in ended.lines)
         assert all(len(line) <= 80 for line in ended.lines), ended.lines
+
+    def test_from_the_reset_vector_in_rom(self, tmp_path: Path) -> None:
+        subprocess.run([sys.executable, PROJECT / "firmware/build.py"], check=True)
+        disk = tmp_path / "disk.raw"
+        disk.write_bytes(bytes(4096))
+        words = [*PYVMM, "run", "--step", "-d", str(disk)]
+        lines = "x/1i rip\nx/2b 0xfffffff0\nxp/1b 0xfffffff0\nx 0xfffeffff\ns\n"
+        ended = run_to_end(words, lines.encode(), TIMEOUT)
+        first = next(line for line in ended.lines if line.startswith("→"))
+        assert "ljmp" in first
+        listed = ended.lines[ended.lines.index("step> x/1i rip") + 1]
+        assert "ljmp" in listed
+        assert sum(line.startswith("fffffff0  ea") for line in ended.lines) == 2
+        assert "not in RAM" in ended.lines[ended.lines.index("step> x 0xfffeffff") + 1]
+        after = ended.lines[ended.lines.index("step> s") :]
+        assert any(line.startswith("→ f000:") for line in after), after
+
+    def test_pointers_are_with_their_segments(self, tmp_path: Path) -> None:
+        source = """
+            ljmp 0x7C0, 5
+            mov ax, 0x1000
+            mov ss, ax
+            mov sp, 0x100
+            push 0x1234
+            nop
+            nop
+        """
+        guest = tmp_path / "guest"
+        guest.write_bytes(assemble(source, address=ENTRY))
+        lines = "s 5\nx/2i rip\nx/1h sp\nu ip+1\nb rip+1\np rip\n"
+        ended = script(guest, lines, "--entry", "real")
+
+        def answer(line: str) -> list[str]:
+            at = ended.lines.index(f"step> {line}") + 1
+            return ended.lines[at : at + 2]
+
+        assert [line[-3:] for line in answer("x/2i rip")] == ["nop", "nop"]
+        assert answer("x/1h sp")[0].split()[:2] == ["000100fe", "1234"]
+        assert answer("u ip+1")[0].startswith("→ 07c0:0011")
+        assert answer("b rip+1")[0].endswith("07c0:0012")
+        assert answer("p rip")[0].startswith("0x11 = 17")
 
     def test_what_is_not_understood_has_an_answer(self, guests: Path) -> None:
         lines = "bogus\nb 7c00\nx 0x90000000000\nv 7\nu\ni \\q\ns x\nx/99999x 0\n\ns\n"
