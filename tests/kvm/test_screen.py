@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 from kvm.assembler import assemble
 from kvm.command import PYVMM, STATUS_TIMEOUT, TIMEOUT, Ended, run_to_end
 from kvm.screen import Screen
+from kvm.terminal import COLUMNS, ROWS, Terminal
 
 import pyvmm
 
@@ -294,63 +291,45 @@ def test_from_python(tmp_path: Path) -> None:
     assert vm.screen() == [">2d15"]
 
 
-class Terminal:
-    """A terminal of 80 by 30 with a program in it."""
+class ShownTerminal(Terminal):
+    """A terminal that shows what it gets."""
 
-    def __init__(self, words: list[str]) -> None:
-        self.master, self.slave = pty.openpty()
-        ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
-        self.before = termios.tcgetattr(self.slave)
-        self.screen = Screen(30, 80, onlcr=True)
+    def __init__(self, arguments: Sequence[str], timeout: float) -> None:
+        super().__init__(arguments, timeout)
+        self.screen = Screen(ROWS, COLUMNS, onlcr=True)
         self.output = b""
-        self.process = subprocess.Popen(
-            words,
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": "xterm"},
-        )
 
     def wait_for(self, text: str) -> None:
         """Until it is on the screen."""
         deadline = time.monotonic() + TIMEOUT
         while text not in "\n".join(self.screen.lines):
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
+            ready, _, _ = select.select([self._master], [], [], deadline - time.monotonic())
             assert ready, self.screen.lines
-            self._feed(os.read(self.master, 1 << 16))
+            self._read()
 
-    def _feed(self, data: bytes) -> None:
+    def finish(self) -> int:
+        deadline = time.monotonic() + TIMEOUT
+        while self.process.poll() is None or select.select([self._master], [], [], 0)[0]:
+            assert time.monotonic() < deadline
+            if select.select([self._master], [], [], 0.05)[0]:
+                self._read()
+        assert 1049 not in self.screen.modes
+        assert self.screen.modes >= {7, 25}
+        return super().finish()
+
+    def _read(self) -> None:
+        data = os.read(self._master, 1 << 16)
         self.output += data
         self.screen.feed(data)
 
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def finish(self) -> int:
-        """The exit status; the terminal must be as it was."""
-        deadline = time.monotonic() + TIMEOUT
-        while self.process.poll() is None or select.select([self.master], [], [], 0)[0]:
-            assert time.monotonic() < deadline
-            if select.select([self.master], [], [], 0.05)[0]:
-                self._feed(os.read(self.master, 1 << 16))
-        assert termios.tcgetattr(self.slave) == self.before
-        assert not self.screen.modes & {1049}
-        assert self.screen.modes >= {7, 25}
-        return self.process.returncode
-
 
 @contextmanager
-def terminal(*options: str) -> Iterator[Terminal]:
-    opened = Terminal(command(*options))
+def terminal(*options: str) -> Iterator[ShownTerminal]:
+    opened = ShownTerminal(command(*options), TIMEOUT)
     try:
         yield opened
     finally:
-        opened.process.kill()
-        opened.process.wait()
-        os.close(opened.master)
-        os.close(opened.slave)
+        opened.close()
 
 
 class TestTerminal:
@@ -389,11 +368,9 @@ class TestTerminal:
             term.wait_for("Hello from 32 bits")
             term.screen = Screen(20, 10)
             term.screen.modes = {25, 1049}
-            ioctl(term.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 10, 0, 0))
+            term.resize(20, 10)
             term.wait_for("Hello from")
             assert term.screen.lines[1] == ""
-            term.process.terminate()
-            term.process.terminate()
 
     def test_what_there_is_to_say_comes_at_the_end(self, tmp_path: Path) -> None:
         bad = "mov al, 0xC5; out 0x64, al;"  # a command that the keyboard controller hasn't
