@@ -85,6 +85,8 @@ class Board:
         self.mmio_slots: list[MmioSlot] = []
         self.user_devices: list[Attachment] = []
         """Those that the user has written, as far as they have to be told of more than a reset."""
+        self._ide: list[AtaChannel] = []
+        self._ide_drives: list[Drive] = []
         self._isa_irqs: dict[int, SharedIrq] = {}
         self._add_timekeeping()
         self._add_keyboard()
@@ -205,6 +207,27 @@ class Board:
         self.mmio.add(slot.base, slot.size, transport, f"virtio-mmio {number}")
         self.devices[f"virtio-mmio-{number}"] = transport
 
+    def add_ide(self, drives: Sequence[Drive]) -> None:
+        """The IDE channels, each with two of the ``drives``."""
+        from pyvmm.devices.ata import AtaChannel
+
+        self._ide_drives = list(drives)
+        for first, (command, control, irq) in zip(
+            range(0, len(drives), 2), layout.IDE_CHANNELS, strict=False
+        ):
+            name = f"ide{len(self._ide)}"
+            channel = AtaChannel(
+                self.isa_irq(irq),
+                drives[first : first + 2],
+                self.wiring.faults,
+                name=name,
+                on_error=self.requests.failed,
+            )
+            self.pio.add(command, 8, channel.command_window, f"{name} command block", max_size=4)
+            self.pio.add(control, 1, channel.control_window, f"{name} control", max_size=1)
+            self._ide.append(channel)
+            self.devices[name] = channel
+
     def isa_irq(self, number: int) -> IrqLine:
         """A further driver of one of the ISA interrupts that the PC itself doesn't use."""
         if number not in self._isa_irqs:
@@ -264,13 +287,17 @@ class Board:
         floppies: Sequence[Floppy] = (),
     ) -> None:
         """What PyVMM's own BIOS needs of the VMM; after the last disk was plugged in."""
-        from pyvmm.devices.bios_services import BiosServices
+        from pyvmm.devices.bios_services import BiosServices, Disk
         from pyvmm.virtio.bios_disk import bios_disks
+
+        disks: list[Disk] = [*bios_disks(self.virtio)]
+        for drive in self._ide_drives:
+            disks.insert(drive.number, drive)
 
         device = BiosServices(
             self.wiring.memory,
             self.wiring.faults,
-            bios_disks(self.virtio),
+            disks,
             boot_order,
             facts,
             give_up=give_up,
@@ -291,6 +318,8 @@ class Board:
             attachment.rest()
         for transport in self.virtio:
             transport.reset()
+        for channel in self._ide:
+            channel.rest()
 
     def reset(self) -> None:
         """A platform reset, while no vCPU runs: every device as at power-on but for what a battery
@@ -308,6 +337,8 @@ class Board:
             attachment.pause()
         for transport in self.virtio:
             transport.device.pause()
+        for channel in self._ide:
+            channel.settle()
 
     def resume(self) -> None:
         """Let the devices go on."""

@@ -78,6 +78,8 @@ class Window(NamedTuple):
     lock: Lock
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
+    read_string: Callable[[int, int, memoryview], None] | None = None
+    """For a port that is read by ``ins``, as (offset, size, data): fills ``data``."""
 
 
 class DoorbellController(Protocol):
@@ -230,6 +232,18 @@ class Bus:
             write(offset, size, value)
         finally:
             release()
+
+    def read_string(self, address: int, size: int, data: memoryview) -> None:
+        """Fill ``data`` with as many values of ``size`` bytes as it takes, by reading each at
+        ``address``: at once if a device there knows how to."""
+        found = self.find(address)
+        fill = None if found is None else getattr(found.handler, "read_string", None)
+        if found is None or fill is None or address + size > found.base + found.length:
+            for start in range(0, len(data), size):
+                data[start : start + size] = self.read(address, size).to_bytes(size, "little")
+            return
+        with found.handler.lock:
+            fill(address - found.base, size, data)
 
     def _read_split(self, address: int, size: int) -> int:
         half = size // 2

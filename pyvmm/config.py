@@ -39,7 +39,7 @@ MAX_MEMORY = 64 * GIB
 MAX_CPUS = 64
 MAX_HOST_CPU = 8191
 """The highest number that Linux can have."""
-MAX_DISKS = 16
+MAX_DISKS, MAX_IDE_DISKS = 16, 4
 DRIVE_B = 1
 """The BIOS's number of the second floppy drive."""
 MAX_SERIAL_PORTS = 4
@@ -47,7 +47,7 @@ MAX_NETS = 8
 
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_COMMAND_LINE = "console=ttyS0 reboot=k panic=-1"
-DISK_ROOT = "root=/dev/vda rw"
+DISK_ROOT, IDE_ROOT = "root=/dev/vda rw", "root=/dev/sda rw"
 VIRTIO_CONSOLE = "console=hvc0"
 
 VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
@@ -245,19 +245,21 @@ class MachineConfig(_MachineFields):
             fields["floppies"] = parse_floppies(given["floppies"])
         if "cpu_affinity" in given:
             fields["cpu_affinity"] = CpuPin.parse(given["cpu_affinity"])
+        if any(name in given for name in VIRTIO_OPTIONS):
+            fields |= _virtio_devices(given)
+        disks = fields.get("disks", ())
         fields["command_line"] = command_line(
             given.get("append", ()),
             default=not given.get("no_default_append"),
-            has_disk="disks" in given,
+            has_disk=bool(disks),
             has_initrd="initrd" in given,
             virtio_console=on_virtio,
+            disk_root=IDE_ROOT if all(disk.interface == "ide" for disk in disks) else DISK_ROOT,
         )
         fields["words"] = " ".join(filter(None, given.get("append", ())))
         on_screen = given.get("screen") == "stdio"
         if (on_virtio or on_screen) and "serial" not in given:
             fields["serial"] = ("null",)
-        if any(name in given for name in VIRTIO_OPTIONS):
-            fields |= _virtio_devices(given)
         return cls(**fields)
 
     def _check(self) -> None:
@@ -324,6 +326,9 @@ class MachineConfig(_MachineFields):
     def _check_devices(self) -> None:
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"--disk: {len(self.disks)} disks are more than {MAX_DISKS}")
+        ide = sum(disk.interface == "ide" for disk in self.disks)
+        if ide > MAX_IDE_DISKS:
+            raise ConfigError(f"--disk: {ide} with interface=ide are more than {MAX_IDE_DISKS}")
         if len(self.nets) > MAX_NETS:
             raise ConfigError(f"--net: {len(self.nets)} cards are more than {MAX_NETS}")
         if len(self.serial) > MAX_SERIAL_PORTS:
@@ -387,7 +392,13 @@ class MachineConfig(_MachineFields):
                 found.append(value)
             elif isinstance(value, tuple):
                 found += [item for item in value if hasattr(item, "transport")]
-        return sum((device.transport or self.transport) == "mmio" for device in found)
+        virtio = [each for each in found if getattr(each, "interface", "virtio") == "virtio"]
+        return sum((device.transport or self.transport) == "mmio" for device in virtio)
+
+    @property
+    def ide_channels(self) -> int:
+        """How many IDE channels there are: each has two disks."""
+        return (sum(disk.interface == "ide" for disk in self.disks) + 1) // 2
 
 
 def command_line(
@@ -397,6 +408,7 @@ def command_line(
     has_disk: bool = False,
     has_initrd: bool = False,
     virtio_console: bool = False,
+    disk_root: str = DISK_ROOT,
 ) -> str:
     """The kernel's command line: the default, a root device where one is needed, then ``append``.
 
@@ -407,7 +419,7 @@ def command_line(
     if default:
         given = " ".join(words).split()
         if has_disk and not has_initrd and not any(w.startswith("root=") for w in given):
-            words.insert(0, DISK_ROOT)
+            words.insert(0, disk_root)
         if virtio_console:
             words.insert(0, VIRTIO_CONSOLE)
         words.insert(0, DEFAULT_COMMAND_LINE)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_CONSOLE_PORTS = 15
 MIN_VSOCK_CID, MAX_VSOCK_CID = 3, 0xFFFF_FFFE
 MAX_BOOTINDEX = 99
+DISK_INTERFACES = ("virtio", "ide")
 MAX_QUEUE_PAIRS = 8
 MIN_MTU, MAX_MTU = 68, 65521
 """What IPv4 needs (RFC 791), and what a tap can have."""
@@ -41,6 +42,7 @@ MIN_STATS_SECONDS = 0.1
 
 # What sub-options take, for the hint about one that isn't understood.
 _SWITCH, _TRANSPORT = "on|off", "|".join(TRANSPORTS)
+_INTERFACE = "|".join(DISK_INTERFACES)
 _DISK_FAULTS = {"error": "eio|enospc[@…]", "latency": "TIME", "seed": "N"}
 _NET_FAULTS = {
     "drop": "N%[@rx|tx]",
@@ -58,10 +60,12 @@ class _DiskFields(NamedTuple):
     transport: str = ""
     faults: DiskFaults | None = None
     bootindex: int | None = None
+    interface: str = DISK_INTERFACES[0]
 
 
 class DiskConfig(_DiskFields):
-    """A virtio-blk disk backed by a raw image file or a block device at ``path``.
+    """A disk backed by a raw image file or a block device at ``path``: virtio-blk's, or one on an
+    IDE channel, as ``interface`` says (one of :data:`DISK_INTERFACES`).
 
     ``serial`` is what the guest reads as the disk's serial number, at most 20 bytes;
     ``transport`` is one of :data:`TRANSPORTS`, or nothing for the machine's; ``faults`` are to be
@@ -83,16 +87,26 @@ class DiskConfig(_DiskFields):
         if len(self.serial.encode()) > 20:
             raise ConfigError(f"--disk {self.path},serial: {self.serial!r} is over 20 bytes")
         parse_transport(self.transport, f"--disk {self.path},transport")
+        if self.interface not in DISK_INTERFACES:
+            raise ConfigError(
+                f"--disk {self.path},interface: {self.interface!r} is none of"
+                f" {', '.join(DISK_INTERFACES)}"
+            )
+        if self.transport and self.interface == "ide":
+            raise ConfigError(f"--disk {self.path},transport: goes with interface=virtio only")
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
-        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio][,bootindex=N]``, and the
-        faults' options (:mod:`pyvmm.fault_config`)."""
+        """From ``PATH[,readonly=on][,serial=TEXT][,transport=pci|mmio][,bootindex=N]
+        [,interface=virtio|ide]``, and the faults' options (:mod:`pyvmm.fault_config`). ``if=`` is
+        QEMU's word for ``interface=``."""
         known = {
             "readonly": _SWITCH,
             "serial": "TEXT",
             "transport": _TRANSPORT,
             "bootindex": "N",
+            "interface": _INTERFACE,
+            "if": _INTERFACE,
             **_DISK_FAULTS,
         }
         path, options = parse_sub_options(text, "--disk", known)
@@ -108,7 +122,10 @@ class DiskConfig(_DiskFields):
             bootindex = parse_number(
                 options["bootindex"], 0, MAX_BOOTINDEX, f"--disk {path},bootindex"
             )
-        return cls(path, readonly, options.get("serial", ""), transport, faults, bootindex)
+        interface = options.get("interface", options.get("if", DISK_INTERFACES[0]))
+        return cls(
+            path, readonly, options.get("serial", ""), transport, faults, bootindex, interface
+        )
 
 
 class RngConfig(NamedTuple):

@@ -33,6 +33,8 @@ COMMAND_LINE = 0x2_0000
 EBDA = 0x9_FC00
 ACPI_TABLES = 0xE_0000
 ACPI_TABLES_END = 0x10_0000
+MP_TABLE = 0xF_0000
+MP_TABLE_END = 0xF_1000
 HIGH_RAM = 0x10_0000
 
 # The MMIO hole below 4 GiB.
@@ -58,6 +60,8 @@ KEYBOARD_DATA = 0x60
 PIT_GATE = 0x61
 KEYBOARD_COMMAND = 0x64
 CMOS_PORTS = 0x70
+IDE_CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
+"""Command block, device control register and IRQ."""
 CMOS_CENTURY = 0x32
 """Where CMOS RAM has the century; the FADT tells the guest."""
 FW_CFG, FW_CFG_PORTS = 0x510, 12
@@ -99,6 +103,7 @@ PIT_IOAPIC_PIN = 2
 """IRQ 0 arrives at pin 2 of the IOAPIC, as on every PC; the MADT says so."""
 PCI_INTX_GSI = 16
 PCI_INTX_LINES = 8
+PCI_DEVICES, PCI_PINS = 32, 4
 """GSIs 16 to 23 are the wires that all functions' interrupt pins share: INTA of device 0 is the
 first, and the others follow as ``(device + pin) % 8``."""
 FIRST_MSI_GSI = 24
@@ -112,6 +117,11 @@ class MmioSlot(NamedTuple):
     base: int
     size: int
     gsi: int
+
+
+def pci_gsi(device: int, pin: int) -> int:
+    """The GSI of a PCI device's interrupt pin; INTA is 0."""
+    return PCI_INTX_GSI + (device + pin) % PCI_INTX_LINES
 
 
 def virtio_mmio_slot(number: int) -> MmioSlot:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm import boot, layout
 from pyvmm.backends.character import CharacterBackend
 from pyvmm.board import Board, Requests, Wiring
-from pyvmm.boot import acpi
+from pyvmm.boot import acpi, mptable
 from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.entry import EntryState, RealModeKernel
 from pyvmm.config import MachineConfig
@@ -132,14 +132,14 @@ class Machine:
         entry = self._load_guest()
         if entry.remark:
             self.faults.tell(entry.remark)
-
-        self._kvm = Kvm()
-        resources.callback(self._kvm.close)
         if config.floppies and self._bios is None:
             raise ConfigError(
                 "--floppy: the kernel is entered without a BIOS, which alone can read floppies",
                 "without --kernel, or for Linux with --boot 16, there is one",
             )
+
+        self._kvm = Kvm()
+        resources.callback(self._kvm.close)
         self._vm_resources = ExitStack()
         resources.callback(lambda: self._vm_resources.close())
         vm, vcpus = self._create_vm(entry, self._vm_resources)
@@ -183,7 +183,7 @@ class Machine:
             text_screen.clear(self.memory)
         if config.kernel is None:
             return self._load_firmware()
-        tables = self._write_acpi_tables()
+        tables = self._write_tables()
         words = virtio_mmio_words(self._mmio_slots) if config.mmio_cmdline else []
         entry = boot.load(
             config.kernel,
@@ -205,7 +205,7 @@ class Machine:
         from pyvmm.boot import firmware
 
         if self.config.firmware is None:
-            self._load_bios(self._write_acpi_tables())
+            self._load_bios(self._write_tables())
         else:
             from pyvmm.boot import fw_cfg_files
 
@@ -222,10 +222,17 @@ class Machine:
             self.memory, cpus=self.config.cpus, tables=end, kernel=kernel
         )
 
+    def _write_tables(self) -> acpi.AcpiTables:
+        """What hardware there is, for kernels with and without ACPI."""
+        levels = {slot.gsi for slot in self._mmio_slots}
+        mptable.place(self.memory, self.config.cpus, sorted(levels))
+        return self._write_acpi_tables()
+
     def _write_acpi_tables(self, address: int = layout.ACPI_TABLES) -> acpi.AcpiTables:
         tables = acpi.build(
             cpus=self.config.cpus,
             serial_ports=self._serial_ports,
+            ide_channels=self.config.ide_channels,
             virtio_mmio=self._mmio_slots,
             virtio_mmio_named=not self.config.mmio_cmdline,
             address=address,

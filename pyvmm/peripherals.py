@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RngConfig,
         VsockConfig,
     )
+    from pyvmm.devices.ata import Drive
     from pyvmm.floppy_config import FloppyConfig
     from pyvmm.virtio.balloon import BalloonDevice
     from pyvmm.virtio.console import ConsoleDevice
@@ -84,8 +85,15 @@ class Peripherals:
         """Make the devices, and plug them into ``board``: always in the same order, by which the
         guest numbers them."""
         config = self._config
+        drives = []
         for index, (disk, image) in enumerate(zip(config.disks, self._images, strict=True)):
-            self._plug_disk(disk, index, image, board)
+            image = self._with_faults(disk, image, board)
+            if disk.interface == "ide":
+                drives.append(_ide_drive(disk, index, image))
+            else:
+                _plug_disk(disk, index - len(drives), image, board)
+        if drives:
+            board.add_ide(drives)
         for net, tap in zip(config.nets, self._taps, strict=True):
             self._plug_net(net, tap, board)
         if config.rng is not None:
@@ -97,37 +105,14 @@ class Peripherals:
         if config.vsock is not None and self._listener is not None:
             _plug_vsock(config.vsock, self._listener, board)
 
-    def _plug_disk(self, config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
-        from pyvmm.virtio.blk import BlockDevice
+    def _with_faults(self, config: DiskConfig, image: DiskImage, board: Board) -> DiskImage:
+        if config.faults is None:
+            return image
+        from pyvmm.backends.faulty_disk import FaultyImage
 
-        wiring, faults = board.wiring, config.faults
-
-        def io_failed(error: OSError) -> None:
-            wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
-
-        name, failed = f"vd{chr(ord('a') + index)}", board.requests.failed
-        device: BlockDevice
-        if faults is not None:
-            from pyvmm.backends.faulty_disk import FaultyImage
-
-            image = faulty = FaultyImage(image, faults)
-            self._resources.callback(_sum_up, faulty, wiring.faults)
-        if faults is not None and faults.latency_ns:
-            from pyvmm.virtio.slow_blk import SlowBlockDevice
-
-            device = SlowBlockDevice(
-                image,
-                config.serial,
-                latency_ns=faults.latency_ns,
-                name=name,
-                on_io_error=io_failed,
-                on_error=failed,
-            )
-        else:
-            device = BlockDevice(
-                image, config.serial, name=name, on_io_error=io_failed, on_error=failed
-            )
-        board.plug(device, config.transport)
+        faulty = FaultyImage(image, config.faults)
+        self._resources.callback(_sum_up, faulty, board.wiring.faults)
+        return faulty
 
     def _plug_net(self, config: NetConfig, tap: Tap | FaultyTap, board: Board) -> None:
         from pyvmm.virtio.net import NetDevice, made_up_mac
@@ -201,6 +186,41 @@ def _open_floppy(config: FloppyConfig, resources: ExitStack) -> Floppy:
     floppy = Floppy.open(config.path, readonly=config.readonly)
     resources.callback(floppy.image.close)
     return floppy
+
+
+def _plug_disk(config: DiskConfig, index: int, image: DiskImage, board: Board) -> None:
+    from pyvmm.virtio.blk import BlockDevice
+
+    wiring, faults = board.wiring, config.faults
+
+    def io_failed(error: OSError) -> None:
+        wiring.faults.report_host("disk I/O failed", "%s: %s", config.path, error.strerror)
+
+    name, failed = f"vd{chr(ord('a') + index)}", board.requests.failed
+    device: BlockDevice
+    if faults is not None and faults.latency_ns:
+        from pyvmm.virtio.slow_blk import SlowBlockDevice
+
+        device = SlowBlockDevice(
+            image,
+            config.serial,
+            latency_ns=faults.latency_ns,
+            name=name,
+            on_io_error=io_failed,
+            on_error=failed,
+        )
+    else:
+        device = BlockDevice(
+            image, config.serial, name=name, on_io_error=io_failed, on_error=failed
+        )
+    board.plug(device, config.transport)
+
+
+def _ide_drive(config: DiskConfig, index: int, image: DiskImage) -> Drive:
+    from pyvmm.devices.ata import Drive
+
+    latency = config.faults.latency_ns if config.faults is not None else 0
+    return Drive(image, config.serial, number=index, latency_ns=latency)
 
 
 def _open_tap(config: NetConfig, resources: ExitStack) -> Tap | FaultyTap:

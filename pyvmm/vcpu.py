@@ -266,12 +266,11 @@ def _io_handler(page: memoryview, bus: Bus) -> Callable[[], None]:
 
     def burst(direction: int, size: int, port: int, count: int) -> None:
         data = page[lib.PIO_DATA_PAGE : lib.PIO_DATA_PAGE + size * count]
+        if not direction:
+            bus.read_string(port, size, data)
+            return
         for start in range(0, size * count, size):
-            element = data[start : start + size]
-            if direction:
-                write(port, size, int.from_bytes(element, "little"))
-            else:
-                element[:] = read(port, size).to_bytes(size, "little")
+            write(port, size, int.from_bytes(data[start : start + size], "little"))
 
     return handle
 

@@ -69,6 +69,7 @@ GUESTS = {
     "enumerate": (LONG, "enumerate.c"),
     "apic": (LONG, "apic.c"),
     "blk": (LONG, "blk.c blk_pci.c blk_mmio.c"),
+    "ide": (LONG, "ide.c"),
     "net": (LONG, "net.c virtio.c"),
     "smp": (LONG, "smp.c trampoline.S"),
     "endings": (LONG, "endings.c"),

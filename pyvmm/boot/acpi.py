@@ -32,8 +32,6 @@ TABLE_ALIGNMENT = 64
 
 MAX_CPUS = 255
 
-PCI_DEVICES = 32
-PCI_PINS = 4
 _ECAM_BUS_SIZE = 1 << 20
 
 
@@ -119,12 +117,14 @@ def build(
     *,
     cpus: int,
     serial_ports: int = 1,
+    ide_channels: int = 0,
     virtio_mmio: Sequence[MmioSlot] = (),
     virtio_mmio_named: bool = True,
     pci_window_64: tuple[int, int] | None = None,
     address: int = layout.ACPI_TABLES,
 ) -> AcpiTables:
-    """The tables of a machine with ``cpus`` vCPUs and COM1 to COM``serial_ports``.
+    """The tables of a machine with ``cpus`` vCPUs, COM1 to COM``serial_ports`` and the first
+    ``ide_channels`` of the IDE channels.
 
     Of virtio-mmio devices they tell where they are, unless something else does
     (``virtio_mmio_named``), and that their interrupts are levels.
@@ -140,7 +140,7 @@ def build(
     blob.reserve(_RSDP.size)
     facs = blob.add("FACS", _facs())
     named = virtio_mmio if virtio_mmio_named else ()
-    dsdt = blob.add("DSDT", _dsdt(cpus, serial_ports, named, pci_window_64))
+    dsdt = blob.add("DSDT", _dsdt(cpus, serial_ports, ide_channels, named, pci_window_64))
     listed = [
         blob.add("FACP", _fadt(facs, dsdt)),
         blob.add("APIC", _madt(cpus, sorted({mmio.gsi for mmio in virtio_mmio}))),
@@ -361,6 +361,7 @@ def _mcfg() -> bytes:
 def _dsdt(
     cpus: int,
     serial_ports: int,
+    ide_channels: int,
     virtio_mmio: Sequence[MmioSlot],
     pci_window_64: tuple[int, int] | None,
 ) -> bytes:
@@ -390,6 +391,9 @@ def _dsdt(
                 uid=index + 1,
             )
         )
+    for index, (command, control, irq) in enumerate(layout.IDE_CHANNELS[:ide_channels]):
+        ports = aml.io(command, 8) + aml.io(control, 1)
+        devices.append(_device(f"IDE{index}", "PNP0600", ports, aml.irq(irq), uid=index))
     for index, mmio in enumerate(virtio_mmio):
         devices.append(
             _device(
@@ -442,9 +446,9 @@ def _pci_routes() -> Iterable[bytes]:
     """_PRT: interrupt pins hard-wired to IOAPIC inputs."""
     any_function = 0xFFFF
     hard_wired = 0
-    for device in range(PCI_DEVICES):
-        for pin in range(PCI_PINS):
-            gsi = layout.PCI_INTX_GSI + (device + pin) % layout.PCI_INTX_LINES
+    for device in range(layout.PCI_DEVICES):
+        for pin in range(layout.PCI_PINS):
+            gsi = layout.pci_gsi(device, pin)
             yield aml.package(device << 16 | any_function, pin, hard_wired, gsi)
 
 

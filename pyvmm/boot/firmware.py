@@ -62,8 +62,8 @@ def load_own(
     address = align_up(tables, _SMBIOS_ALIGNMENT)
     segment = (layout.HIGH_RAM - len(rom.view)) >> 4
     blob = smbios.build(address, cpus=cpus, bios_segment=segment, memory_map=entries)
-    if address + len(blob) > layout.HIGH_RAM - len(rom.view):
-        raise ImageError(f"ACPI and SMBIOS tables of {cpus} CPUs leave no room for the BIOS")
+    if address + len(blob) > layout.MP_TABLE or segment << 4 < layout.MP_TABLE_END:
+        raise ImageError(f"ACPI, SMBIOS and MP tables of {cpus} CPUs leave no room for the BIOS")
     memory.write(address, blob)
     return rom, BiosFacts(sorted(entries), address, kernel)
 
