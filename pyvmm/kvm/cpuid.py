@@ -17,8 +17,32 @@ SIGNIFICANT_INDEX: int = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 KVM_SIGNATURE: int = lib.KVM_CPUID_SIGNATURE
 KVM_FEATURES: int = lib.KVM_CPUID_FEATURES
 
+
+class Leaf:
+    """The leaves by which a guest learns how many processors there are, and which one it is on."""
+
+    VENDOR = 0x0
+    FEATURES = 0x1
+    CACHES = 0x4
+    TOPOLOGY = 0xB
+    TOPOLOGY_V2 = 0x1F
+    AMD_FEATURES = 0x8000_0001
+    AMD_SIZES = 0x8000_0008
+    AMD_CACHES = 0x8000_001D
+    AMD_TOPOLOGY = 0x8000_001E
+
+
 LEVEL_SMT, LEVEL_CORE = 1, 2
-"""Level types of the extended topology leaves 0x0B and 0x1F."""
+"""Level types of the topology leaves."""
+
+CACHE_TYPE = 0x1F
+"""In EAX of a cache's leaf; 0 behind the last cache."""
+CACHE_PROPERTIES = 0x3FFF
+"""All of EAX but who shares the cache (bits 25:14) and, with Intel, a package's cores (31:26)."""
+MOST_CACHE_CORES = 63
+
+AMD_CORES = 0xF0FF
+"""In ECX of AMD_SIZES: the cores but one, and how many bits of an APIC ID tell them apart."""
 
 EDX_HTT = 1 << 28
 ECX_TSC_DEADLINE = 1 << 24
@@ -91,9 +115,9 @@ def guest_cpuid(
     """
     table = {(entry.function, entry.subleaf): entry for entry in supported}
     _set_topology(table, apic_id, cpus)
-    leaf = table[1, 0]
+    leaf = table[Leaf.FEATURES, 0]
     ecx = leaf.ecx | ECX_HYPERVISOR | (ECX_TSC_DEADLINE if tsc_deadline else 0)
-    table[1, 0] = leaf._replace(ecx=ecx)
+    table[Leaf.FEATURES, 0] = leaf._replace(ecx=ecx)
     _set_hypervisor_leaf(table)
     for name in ("sgx", "sgx_lc"):
         _set_feature(table, name, False)  # there is no enclave memory
@@ -104,46 +128,44 @@ def guest_cpuid(
 
 def _set_topology(table: dict[tuple[int, int], CpuidEntry], apic_id: int, cpus: int) -> None:
     core_bits = (cpus - 1).bit_length()
-    amd = table[0, 0].ebx in AMD_VENDORS
+    vendor = table[Leaf.VENDOR, 0]
+    amd = vendor.ebx in AMD_VENDORS
     for key, entry in list(table.items()):
         match entry.function:
-            case 0x1:
+            case Leaf.FEATURES:
                 ebx = entry.ebx & 0x0000_FFFF | min(cpus, 255) << 16 | (apic_id & 0xFF) << 24
                 edx = entry.edx | EDX_HTT if cpus > 1 else entry.edx & ~EDX_HTT
                 table[key] = entry._replace(ebx=ebx, edx=edx)
-            case 0x4 if entry.eax & 0x1F:
-                sharing = _cache_sharing(entry, cpus)
-                table[key] = entry._replace(
-                    eax=entry.eax & 0x3FFF | sharing << 14 | min((1 << core_bits) - 1, 63) << 26
-                )
-            case 0x8000001D if entry.eax & 0x1F:
-                sharing = _cache_sharing(entry, cpus)
-                table[key] = entry._replace(eax=entry.eax & 0x3FFF | sharing << 14)
-            case 0xB | 0x1F:
+            case Leaf.CACHES if entry.eax & CACHE_TYPE:
+                cores = min((1 << core_bits) - 1, MOST_CACHE_CORES)
+                table[key] = entry._replace(eax=_shared_cache(entry, cpus) | cores << 26)
+            case Leaf.AMD_CACHES if entry.eax & CACHE_TYPE:
+                table[key] = entry._replace(eax=_shared_cache(entry, cpus))
+            case Leaf.TOPOLOGY | Leaf.TOPOLOGY_V2:
                 del table[key]
-            case 0x80000001 if amd:
-                cores = ECX_CMP_LEGACY if cpus > 1 else 0  # what HTT announces are no threads
-                table[key] = entry._replace(ecx=entry.ecx & ~ECX_CMP_LEGACY | cores)
-            case 0x80000008:
-                ecx = entry.ecx & ~0xF0FF | core_bits << 12 | (cpus - 1)
+            case Leaf.AMD_FEATURES if amd:
+                legacy = ECX_CMP_LEGACY if cpus > 1 else 0  # what HTT announces are no threads
+                table[key] = entry._replace(ecx=entry.ecx & ~ECX_CMP_LEGACY | legacy)
+            case Leaf.AMD_SIZES:
+                ecx = entry.ecx & ~AMD_CORES | core_bits << 12 | (cpus - 1)
                 table[key] = entry._replace(ecx=ecx)
-            case 0x8000001E:
+            case Leaf.AMD_TOPOLOGY:
                 table[key] = entry._replace(eax=apic_id, ebx=apic_id & 0xFF, ecx=0)
-    highest = table[0, 0].eax
-    for function in (0xB, 0x1F):
-        if function > highest:
+    levels = ((0, 1, LEVEL_SMT), (core_bits, cpus, LEVEL_CORE), (0, 0, 0))
+    for function in (Leaf.TOPOLOGY, Leaf.TOPOLOGY_V2):
+        if function > vendor.eax:  # the highest leaf
             continue
-        levels = ((0, 1, LEVEL_SMT), (core_bits, cpus, LEVEL_CORE), (0, 0, 0))
         for index, (shift, count, kind) in enumerate(levels):
             table[function, index] = CpuidEntry(
                 function, index, SIGNIFICANT_INDEX, shift, count, kind << 8 | index, apic_id
             )
 
 
-def _cache_sharing(entry: CpuidEntry, cpus: int) -> int:
-    """Bits 25:14 of a cache leaf: L3 belongs to all cores, lower levels to one."""
+def _shared_cache(entry: CpuidEntry, cpus: int) -> int:
+    """EAX of a cache's leaf: L3 belongs to all cores, lower levels to one."""
     level = entry.eax >> 5 & 7
-    return (1 << (cpus - 1).bit_length()) - 1 if level >= 3 else 0
+    sharing = (1 << (cpus - 1).bit_length()) - 1 if level >= 3 else 0
+    return entry.eax & CACHE_PROPERTIES | sharing << 14
 
 
 def _set_hypervisor_leaf(table: dict[tuple[int, int], CpuidEntry]) -> None:
