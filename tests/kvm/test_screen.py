@@ -299,13 +299,17 @@ class ShownTerminal(Terminal):
         self.screen = Screen(ROWS, COLUMNS, onlcr=True)
         self.output = b""
 
-    def wait_for(self, text: str) -> None:
-        """Until it is on the screen."""
+    def wait_for(self, text: str, cursor: tuple[int, int] | None = None) -> None:
+        """Until it is on the screen, and the cursor there."""
         deadline = time.monotonic() + TIMEOUT
-        while text not in "\n".join(self.screen.lines):
+        while text not in "\n".join(self.screen.lines) or cursor not in (None, self.cursor):
             ready, _, _ = select.select([self._master], [], [], deadline - time.monotonic())
             assert ready, self.screen.lines
             self._read()
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        return self.screen.row, self.screen.column
 
     def finish(self) -> int:
         deadline = time.monotonic() + TIMEOUT
@@ -335,10 +339,9 @@ def terminal(*options: str) -> Iterator[ShownTerminal]:
 class TestTerminal:
     def test_a_session(self, tmp_path: Path) -> None:
         with terminal(*disk(tmp_path, DOS.format(end="jmp key")), "--screen") as term:
-            term.wait_for("A:\\>")
+            term.wait_for("A:\\>", cursor=(2, 5))
             assert 1049 in term.screen.modes
             assert term.screen.lines[:3] == ["Booting from disk 1", "Hello from INT 10h", "A:\\>"]
-            assert (term.screen.row, term.screen.column) == (2, 5)
             assert term.screen.colours[1][0] == (37, 40, False)
             term.type(b"echo")
             term.wait_for("A:\\> echo")
