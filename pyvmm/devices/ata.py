@@ -491,8 +491,8 @@ class AtaChannel(Device):
 
     def _execute(self, opcode: int) -> None:
         if opcode == Command.EXECUTE_DEVICE_DIAGNOSTIC:  # which is for both, whoever is selected
-            for drive in self._drives:
-                drive.ready()
+            for each in self._drives:
+                each.ready()
             self._sign()
             self._interrupt(self._drives[0])
             return

@@ -2,9 +2,10 @@
 
 Defined by National Semiconductor's (now Texas Instruments') PC16550D data sheet, section 8
 "Registers" (8.1 line control, 8.2 baud generator, 8.3 line status, 8.4 FIFO control, 8.5 interrupt
-identification, 8.6 interrupt enable, 8.7 modem control, 8.8 modem status, 8.9 scratchpad), 8.10
-"FIFO interrupt mode operation", and by the PC's wiring: the interrupt reaches the controller only
-while the UART's OUT2 pin is active.
+identification, 8.6 interrupt enable, 8.7 modem control, 8.8 modem status, 8.9 scratchpad) and 8.10
+"FIFO interrupt mode operation". On a PC the interrupt reaches the controller only while the UART's
+OUT2 pin is active. Here it always does, because kernels that were written on QEMU, where it does
+as well, may not know of that pin (xv6).
 
 There is no wire, so there is no time either:
 
@@ -382,9 +383,8 @@ class Serial(Device):
         return InterruptId.NONE
 
     def _update_irq(self) -> None:
-        # OUT2 opens the gate to the interrupt controller; loopback forces the pin inactive.
-        gate = self._mcr & (ModemControl.OUT2 | ModemControl.LOOP) == ModemControl.OUT2
-        self._irq.set(gate and self._interrupt_id() != InterruptId.NONE)
+        looped = self._mcr & ModemControl.LOOP  # which forces OUT2 inactive
+        self._irq.set(not looped and self._interrupt_id() != InterruptId.NONE)
 
     # Transmission.
 
