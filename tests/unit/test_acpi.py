@@ -18,6 +18,7 @@ from pyvmm.errors import ConfigError, PyvmmError
 FULL = {
     "cpus": 64,
     "serial_ports": 4,
+    "ide_channels": 2,
     "virtio_mmio": [layout.virtio_mmio_slot(number) for number in range(3)],
     "pci_window_64": (1 << 40, 1 << 41),
 }
@@ -196,8 +197,12 @@ def test_the_dsdt_has_the_devices_that_were_asked_for(tmp_path: Path) -> None:
     text = disassembled_dsdt(tmp_path, **FULL)
     devices = re.findall(r"Device \((\w+)\)", text)
     assert devices[:6] == ["PCI0", "MRES", "KBD", "MOU", "RTC", "PEVT"]
-    assert devices[6:13] == ["COM1", "COM2", "COM3", "COM4", "VM00", "VM01", "VM02"]
-    assert len(devices) == 13 + 64
+    assert devices[6:12] == ["COM1", "COM2", "COM3", "COM4", "IDE0", "IDE1"]
+    assert devices[12:15] == ["VM00", "VM01", "VM02"]
+    assert len(devices) == 15 + 64
+    (ide,) = re.findall(r"Device \(IDE1.*?\n        }", text, re.DOTALL)
+    assert "PNP0600" in ide
+    assert [port in ide for port in ("0x0170,", "0x0376,", "{15}")] == [True] * 3
     mmio = re.findall(r"Device \(VM.*?\n        }", text, re.DOTALL)
     for number, device in enumerate(mmio):
         slot = layout.virtio_mmio_slot(number)
@@ -212,4 +217,6 @@ def test_the_dsdt_has_the_devices_that_were_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_dsdt_without_serial_ports_has_none(tmp_path: Path) -> None:
-    assert "PNP0501" not in disassembled_dsdt(tmp_path, cpus=1, serial_ports=0)
+    text = disassembled_dsdt(tmp_path, cpus=1, serial_ports=0)
+    assert "PNP0501" not in text
+    assert "PNP0600" not in text

@@ -72,6 +72,31 @@ def test_wide_accesses_are_split(bus: Bus) -> None:
     assert bus.read(0x100, 4) == 0x0403_0201
 
 
+def test_strings(bus: Bus) -> None:
+    """A device that can fill them does; others are read a value at a time."""
+    calls = []
+
+    def fill(offset: int, size: int, data: memoryview) -> None:
+        calls.append((offset, size))
+        data[:] = b"string"[: len(data)]
+
+    device = Registers(8)
+    device.bytes[:] = range(8)
+    bus.add(0x100, 4, device, "plain")
+    window = Window(device.lock, device.read, device.write, fill)
+    bus.add(0x104, 4, window, "strings")
+    data = memoryview(bytearray(6))
+    bus.read_string(0x105, 2, data)
+    assert bytes(data) == b"string"
+    assert calls == [(1, 2)]
+    bus.read_string(0x101, 2, data)
+    assert bytes(data) == b"\1\2" * 3
+    bus.read_string(0x107, 2, data)  # over the edge
+    assert len(calls) == 1
+    bus.read_string(0x10A, 2, data)
+    assert bytes(data) == b"\xff" * 6
+
+
 def test_accesses_over_the_edge_are_split(bus: Bus) -> None:
     low, high = Registers(4), Registers(4)
     bus.add(0x100, 4, low, "low")

@@ -91,6 +91,12 @@ class TestTransport:
         assert MachineConfig(kernel="k", disks=disks, transport="mmio").mmio_devices == 3
         assert MachineConfig(kernel="k", transport="mmio").mmio_devices == 0
 
+    def test_ide_disks_have_none(self) -> None:
+        disks = (DiskConfig("a", interface="ide"), DiskConfig("b"))
+        assert MachineConfig(kernel="k", disks=disks, transport="mmio").mmio_devices == 1
+        with pytest.raises(ConfigError, match=r"--disk a,transport: goes with interface=virtio"):
+            DiskConfig.parse("a,interface=ide,transport=pci")
+
     @pytest.mark.parametrize("text", ["isa", "PCI", "mmio ", "pci|mmio"])
     def test_there_are_but_two(self, text: str) -> None:
         with pytest.raises(ConfigError, match=r"--disk a,transport: .* is none of pci, mmio"):
@@ -117,6 +123,19 @@ class TestDisk:
         disk = DiskConfig.parse("/tmp/a b.raw,readonly=on,serial=X 1")
         assert disk == DiskConfig("/tmp/a b.raw", True, "X 1")
 
+    @pytest.mark.parametrize("text", ["d,interface=ide", "d,if=ide"])
+    def test_ide(self, text: str) -> None:
+        assert DiskConfig.parse(text) == DiskConfig("d", interface="ide")
+        assert DiskConfig.parse("d,if=virtio") == DiskConfig("d")
+
+    def test_there_are_two_channels_of_two(self) -> None:
+        disks = tuple(DiskConfig(str(number), interface="ide") for number in range(5))
+        for number, channels in enumerate([0, 1, 1, 2, 2]):
+            config = MachineConfig(kernel="k", disks=(DiskConfig("v"), *disks[:number]))
+            assert config.ide_channels == channels
+        with pytest.raises(ConfigError, match=r"--disk: 5 with interface=ide are more than 4"):
+            MachineConfig(kernel="k", disks=disks)
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [
@@ -128,6 +147,8 @@ class TestDisk:
             ("d,", "'' is not understood"),
             ("d,serial=123456789012345678901", "over 20 bytes"),
             ("d,serial=ääääääääääää", "over 20 bytes"),
+            ("d,interface=scsi", "--disk d,interface: 'scsi' is none of virtio, ide"),
+            ("d,if=", "--disk d,interface: '' is none of virtio, ide"),
         ],
     )
     def test_errors(self, text: str, said: str) -> None:
@@ -180,6 +201,13 @@ class TestCommandLine:
     def test_a_disk_is_the_root(self) -> None:
         line = command_line(["quiet"], has_disk=True)
         assert line == f"{DEFAULT_COMMAND_LINE} root=/dev/vda rw quiet"
+
+    @pytest.mark.parametrize(
+        ("disks", "root"), [(["a,if=ide"], "sda"), (["a,if=ide", "b"], "vda"), (["b"], "vda")]
+    )
+    def test_of_which_kind(self, disks: list[str], root: str) -> None:
+        config = MachineConfig.parse({"kernel": "k", "disks": disks})
+        assert config.command_line == f"{DEFAULT_COMMAND_LINE} root=/dev/{root} rw"
 
     def test_an_initrd_knows_better(self) -> None:
         assert "root=" not in command_line(has_disk=True, has_initrd=True)
@@ -348,6 +376,15 @@ class TestConsole:
             "console=tty9",
         ]
         assert command_line(virtio_console=True, default=False) == ""
+
+    def test_the_text_screen_is_a_console_of_linux(self) -> None:
+        assert command_line(screen=True).split()[-1] == "console=tty0"
+        config = MachineConfig.parse({"kernel": "k", "screen": "stdio", "append": ("quiet",)})
+        assert config.command_line.endswith(" console=tty0 quiet")
+        assert config.serial == ("null",)
+        config = MachineConfig.parse({"kernel": "k", "screen": "null"})
+        assert "tty0" not in config.command_line
+        assert config.serial == ("stdio",)
 
 
 class TestVsock:

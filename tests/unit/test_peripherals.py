@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from unit.fake_tap import OUR_MAC, FakeTap
 from unit.test_board import Bench
-from unit.test_virtio_net import OUR_MAC, FakeTap
 
+from pyvmm import layout
 from pyvmm.backends.character import NullBackend
 from pyvmm.backends.tap import Tap
 from pyvmm.config import MachineConfig
@@ -21,6 +22,7 @@ from pyvmm.device_config import (
     RngConfig,
     VsockConfig,
 )
+from pyvmm.devices.bios_services import FIRST_DISK, REQUEST, Function
 from pyvmm.errors import HostError
 from pyvmm.memory import MIB, PAGE_SIZE
 from pyvmm.peripherals import ConsoleBackends, Peripherals
@@ -106,3 +108,31 @@ def test_what_the_balloon_is_to_take() -> None:
         assert balloon.target == MIB
         balloon.set_target(2 * MIB)
         assert bench.board.virtio[0].device.read_config(0, 4) == 2 * MIB // PAGE_SIZE
+
+
+def test_ide_disks(tmp_path: Path) -> None:
+    """They are no virtio devices; the BIOS has all disks in the order of the command line."""
+    paths = [tmp_path / name for name in "abcd"]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes(512 * (number + 1)))
+    texts = [f"{paths[0]},if=ide", f"{paths[1]}", f"{paths[2]},if=ide", f"{paths[3]},if=ide"]
+    config = MachineConfig(kernel="k", disks=tuple(map(DiskConfig.parse, texts)))
+    bench = Bench()
+    with ExitStack() as resources:
+        plugged(bench, resources, config)
+        board = bench.board
+        assert [transport.device.device_id for transport in board.virtio] == [DeviceId.BLOCK]
+        assert [name for name in board.devices if name.startswith("ide")] == ["ide0", "ide1"]
+        assert [board.pio.read(port, 1) for port in (0x1F7, 0x3F6, 0x177, 0x376)] == [0x50] * 4
+        board.pio.write(0x176, 1, 0xF0)
+        assert board.pio.read(0x177, 1) == 0  # the second channel's second drive
+        board.add_bios_services([], lambda: None, lambda: None)  # type: ignore[arg-type,return-value]
+        block = 0x500
+        for unit in range(4):
+            request = REQUEST.pack(Function.DISK, 0, FIRST_DISK + unit, 0, 0, 0, 0)
+            board.wiring.memory.write(block, request)
+            board.pio.write(layout.BIOS_SERVICES, 4, block)
+            answer = REQUEST.unpack(board.wiring.memory.read(block, REQUEST.size))
+            assert answer[5] == unit + 1  # sectors
+        board.reset()
+        assert board.pio.read(0x172, 1) == 1
