@@ -117,6 +117,10 @@ class Command:
     SET_FEATURES = 0xEF
 
 
+WITH_RETRIES = (Command.READ_SECTORS, Command.WRITE_SECTORS, Command.READ_VERIFY)
+"""The opcodes behind these are the same without retries, up to ATA-4."""
+
+
 class Feature:
     """What SET FEATURES takes (6.49)."""
 
@@ -301,8 +305,8 @@ class AtaChannel(Device):
             Command.IDLE: self._complete,
         }
         table |= {Command.RECALIBRATE + low: self._complete for low in range(16)}
-        for retries in (Command.READ_SECTORS, Command.WRITE_SECTORS, Command.READ_VERIFY):
-            table[retries + 1] = table[retries]  # without retries, up to ATA-4
+        for opcode in WITH_RETRIES:
+            table[opcode + 1] = table[opcode]
         return table
 
     # Life.

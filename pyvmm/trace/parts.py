@@ -47,6 +47,12 @@ def board_decoders(board: Board) -> Iterator[tuple[object, Decoder]]:
             yield found.handler, serial.SerialDecoder(found.name)
         elif found.name in known:
             yield found.handler, known[found.name]
+        elif found.name.startswith("ide"):
+            from pyvmm.trace.ata import AtaDecoder
+
+            name, _, window = found.name.partition(" ")
+            decoder = AtaDecoder(name)
+            yield found.handler, decoder.control if window == "control" else decoder.command
     yield from _pci_decoders(board)
     yield from _mmio_decoders(board)
 
@@ -117,6 +123,9 @@ def wire_names(board: Board) -> dict[int, str]:
         irq = getattr(attachment.device, "irq_number", None)
         if irq is not None:
             owners.setdefault(irq, []).append(attachment.name)
+    for name, (_, _, irq) in zip(("ide0", "ide1"), layout.IDE_CHANNELS, strict=True):
+        if name in board.devices:
+            owners.setdefault(irq, []).append(name)
     behind_pci = {id(function) for function in functions.values()}
     in_slots = [name for key, name in virtio_names(board).items() if key not in behind_pci]
     for slot, name in zip(board.mmio_slots, in_slots, strict=True):

@@ -11,6 +11,7 @@ from unit.virtio_echo import Echo
 
 from pyvmm.devices.pci import BarKind, CapabilityId, PciFunction, PciIdentity
 from pyvmm.trace import debug
+from pyvmm.trace.ata import AtaDecoder
 from pyvmm.trace.cmos import CmosDecoder
 from pyvmm.trace.i8042 import I8042Decoder
 from pyvmm.trace.names import Bits, character, constants, flags, single_bits
@@ -165,6 +166,28 @@ class TestKeyboardController:
             (decoder.command, 0x01, WRITE, "command", "no such command"),
         ):
             assert port(0, 1, value, write) == ("i8042", register, meaning)
+
+
+class TestAta:
+    def test_a_sector_is_read(self) -> None:
+        ide = AtaDecoder("ide0")
+        follow(
+            ide.command,
+            (6, 1, 0xF3, WRITE, "device", "drive 1, LBA 27:24 3"),
+            (6, 1, 0xA5, READ, "device", "drive 0, head 5"),
+            (2, 1, 0x01, WRITE, "count", ""),
+            (7, 1, 0x20, WRITE, "command", "READ_SECTORS"),
+            (7, 1, 0x31, WRITE, "command", "WRITE_SECTORS, no retries"),
+            (7, 1, 0x58, READ, "status", "DRQ, DSC, DRDY"),
+            (0, 2, 0x1234, READ, "data", ""),
+            (1, 1, 0x04, READ, "error", "ABRT"),
+            (1, 1, 0x82, WRITE, "features", "DISABLE_WRITE_CACHE"),
+        )
+        follow(
+            ide.control,
+            (0, 1, 0x06, WRITE, "device control", "NIEN, SRST"),
+            (0, 1, 0x80, READ, "alternate status", "BSY"),
+        )
 
 
 class TestPower:
@@ -404,10 +427,12 @@ class TestVirtio:
 def windows(device: VirtioDevice, space: ConfigSpaceDecoder) -> list[tuple[Decoder, int, int]]:
     """All decoders, with the length of their window and the widest access that it allows."""
     keyboard, acpi = I8042Decoder("i8042"), PowerDecoder("ACPI")
+    ide = AtaDecoder("ide0")
     return [
         *((SerialDecoder("COM"), 8, 1), (PitDecoder("PIT"), 4, 1), (PortBDecoder("61"), 1, 1)),
         *((CmosDecoder("RTC"), 2, 1), (keyboard.command, 1, 1), (keyboard.data, 1, 1)),
         *((acpi.event, 4, 4), (acpi.control, 2, 2), (acpi.timer, 4, 4)),
+        *((ide.command, 8, 4), (ide.control, 1, 1)),
         *((PortADecoder("92"), 1, 1), (debug.pvpanic, 1, 1), (debug.post, 1, 1)),
         *((debug.debug_console, 1, 1), (debug.debug_exit, 4, 4)),
         *((ConfigPortsDecoder(space), 8, 4), (EcamDecoder(space), 1 << 20, 4)),
