@@ -80,6 +80,8 @@
 #define CRTC_CURSOR_START 0x0A
 #define CRTC_CURSOR_HIGH 0x0E
 #define CRTC_CURSOR_LOW 0x0F
+#define PM1A_CONTROL 0x604
+#define PM1A_POWER_OFF (5 << 10 | 1 << 13)       /* the sleep type of S5, and go */
 #define PM_TIMER 0x608
 #define PM_TIMER_HZ 3579545
 #define PCI_ADDRESS 0xCF8

@@ -3,13 +3,14 @@
  */
 #include "bios.h"
 
-        .globl  int15, not_supported
+        .globl  int15, not_supported, nothing_to_do
 
         .section .rodata
         .balign 4
 system_services:                        /* function, where */
         .word   0x24, address_line_20
         .word   0x4F, not_a_key
+        .word   0x53, apm
         .word   0x80, nothing_to_do
         .word   0x81, nothing_to_do
         .word   0x82, nothing_to_do
@@ -36,7 +37,6 @@ int15:  enter_service
         mov     di, [bp + CALLER_DI]
         jmp     bx
 
-/* 53h, APM, is among these. */
 not_supported:
         mov     ah, 0x86
         jmp     return_error

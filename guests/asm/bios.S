@@ -498,8 +498,10 @@ test_system:
         pop     es
         check_equal ax, 0x9FC0, "INT 15h C1h: the EBDA"
         mov     ax, 0x5300
+        xor     bx, bx
         int     0x15
-        check_refused 0x86, "INT 15h 53h: no APM"
+        mov     ax, bx
+        check_equal ax, 0x504D, "INT 15h 5300h: APM"
         mov     ah, 0x00
         mov     dx, 0
         int     0x17

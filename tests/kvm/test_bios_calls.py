@@ -62,7 +62,21 @@ CALLS = {
     "15h 2402h": (call(0x15, ax=0x2402), {"ax": 1, "cf": 0}),
     "15h 2403h": (call(0x15, ax=0x2403), {"ah": 0, "bx": 3, "cf": 0}),
     "15h 4Fh": (call(0x15, ax=0x4F1E), {"cf": 1}),
-    "15h 53h": (call(0x15, ax=0x5300), NO_SUCH_CALL),
+    "15h 5300h": (call(0x15, ax=0x5300, bx=0), {"ax": 0x0102, "bx": 0x504D, "cx": 0, "cf": 0}),
+    "15h 5300h, of a device": (call(0x15, ax=0x5300, bx=1), {"ah": 9, "cf": 1}),
+    "15h 5301h": (call(0x15, ax=0x5301, bx=0), DONE),
+    "15h 5302h": (call(0x15, ax=0x5302, bx=0), {"ah": 6, "cf": 1}),
+    "15h 5303h": (call(0x15, ax=0x5303, bx=0), {"ah": 8, "cf": 1}),
+    "15h 5307h, suspend": (call(0x15, ax=0x5307, bx=1, cx=2), {"ah": 0x60, "cf": 1}),
+    "15h 5307h, no such state": (call(0x15, ax=0x5307, bx=1, cx=9), {"ah": 0x0A, "cf": 1}),
+    "15h 5307h, one device": (call(0x15, ax=0x5307, bx=0x100, cx=3), {"ah": 9, "cf": 1}),
+    "15h 530Ah": (
+        call(0x15, ax=0x530A, bx=1),
+        {"ah": 0, "bx": 0x01FF, "cx": 0x80FF, "dx": 0xFFFF, "cf": 0},
+    ),
+    "15h 530Bh": (call(0x15, ax=0x530B), {"ah": 0x80, "cf": 1}),
+    "15h 530Eh": (call(0x15, ax=0x530E, bx=0, cx=0x0101), {"ax": 0x0101, "cf": 0}),
+    "15h 5310h": (call(0x15, ax=0x5310), {"ah": 0x0C, "cf": 1}),
     "15h 80h": (call(0x15, ax=0x8000), DONE),
     "15h 83h": (call(0x15, ax=0x8300), NO_SUCH_CALL),
     "15h 85h": (call(0x15, ax=0x8500), DONE),
@@ -533,6 +547,20 @@ AT_TICKS = """
     .org 60
     ticks: .byte 0
 """
+
+
+def test_apm_idles_and_switches_the_machine_off(tmp_path: Path) -> None:
+    steps = [
+        read(DATA_AREA, 0x6C),
+        *(call(0x15, ax=0x5305) for _ in range(4)),
+        read(DATA_AREA, 0x6C),
+        call(0x15, ax=0x5307, bx=1, cx=2),
+    ]
+    before, *_, after, _ = answers(tmp_path, steps)
+    assert after[0] != before[0]
+    ended = run(tmp_path, [call(0x15, ax=0x5307, bx=1, cx=3), read(0, 0)])
+    assert ended.status == 0
+    assert bios.DUMP not in ended.console
 
 
 def test_a_call_during_another(tmp_path: Path) -> None:
