@@ -8,7 +8,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo shell debian test lint format unit kvm lab browser linux guests bench soak clean
+.PHONY: help setup demo shell debian grub test lint format unit kvm lab browser linux guests bench soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,9 @@ shell: setup  ## the same guest, interactive
 
 debian: setup  ## all of Debian, interactive: systemd, and a network if you are root
 	@$(VENV)/python -m guests.demo --debian
+
+grub: setup  ## the same Debian from its own boot loader: GRUB's menu, its kernel and initrd
+	@$(VENV)/python -m guests.demo --grub
 
 test: lint unit kvm lab browser linux  ## all that follows, down to linux
 	@echo "make test: all passed"
@@ -71,6 +74,9 @@ guests: setup  ## build the Linux guests without running them
 	@$(VENV)/python -m guests.kernel cloud
 	@$(VENV)/python -m guests.vmlinux cloud
 	@$(VENV)/python -m guests.memtest
+	@$(VENV)/python -m guests.ipxe
+	@$(VENV)/python -m guests.memdisk
+	@$(VENV)/python -m guests.seabios
 	@$(VENV)/python -m guests.initramfs cloud
 	@$(VENV)/python -m guests.initramfs cloud --name net --module virtio_net
 	@$(VENV)/python -m guests.initramfs cloud --name memory \
@@ -79,6 +85,7 @@ guests: setup  ## build the Linux guests without running them
 	    --module virtio_console --module vmw_vsock_virtio_transport
 	@$(VENV)/python -m guests.disk
 	@$(VENV)/python -m guests.debian_disk
+	@$(VENV)/python -m guests.grub_disk
 
 bench: setup  ## measure
 	$(LAB) --needs kvm -- $(VENV)/python -m tests.bench

@@ -3,7 +3,8 @@
 ``python -m guests.demo`` boots a fresh copy of the root disk, has the guest's own ``demo`` command
 write a file there, and afterwards looks for that file in the image. ``--shell`` boots the copy
 that is there, for use by hand, and ``--debian`` a copy of the disk with all of Debian, with a
-network if we are root. All run ``pyvmm`` where KVM can run Linux: here, or else in the lab.
+network if we are root; with ``--grub`` its boot loader starts it. All run ``pyvmm`` where KVM can
+run Linux: here, or else in the lab.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from guests import artefacts, debian, debian_disk, disk, initramfs, kernel, network
+from guests import artefacts, debian, debian_disk, disk, grub_disk, initramfs, kernel, network
 from pyvmm.kvm.system import host_has_hardware_kvm
 
 LAB = artefacts.PROJECT / "tests/lab/lab.py"
 IMAGE = artefacts.BUILD / "lab-out/demo.raw"  # Where the lab's writes reach the host's disk.
 DEBIAN_IMAGE = IMAGE.with_name("debian.raw")
+GRUB_IMAGE = IMAGE.with_name("grub.raw")
+LOG_IN = "log in as root; `poweroff` or Ctrl-A x ends it. In the lab, it needs a minute"
 FILE = "/demo.txt"
 TIMEOUT_SECONDS = 120  # In the lab it needs a tenth of that.
 STATUS_QUIT = 130  # pyvmm's, after Ctrl-A x: here the ordinary end.
@@ -68,13 +71,24 @@ def interact_with_debian() -> int:
         "--disk": DEBIAN_IMAGE,
     }
     command = pyvmm(paths, "--memory", "1G", "--cpus", "2", "--append", "root=/dev/vda quiet")
+    return run_by_hand(with_network(command), f"debian: {LOG_IN}")
+
+
+def interact_with_grub() -> int:
+    """Let Debian's own boot loader start it, for use by hand; return pyvmm's exit status."""
+    pristine = grub_disk.build()
+    if not GRUB_IMAGE.exists():
+        copy_image(pristine, GRUB_IMAGE)
+    command = pyvmm({"--disk": GRUB_IMAGE}, "--memory", "1G", "--cpus", "2")
+    return run_by_hand(with_network(command), f"grub: {LOG_IN}")
+
+
+def with_network(command: list[str]) -> list[str]:
+    """The command with a network for its guest, if we may make one."""
     if os.geteuid() == 0:
         prefix = [".venv/bin/python", "-m", "guests.network", "--tap", network.TAP, "--"]
         command = [*prefix, *command, "--net", network.TAP, "--on-reboot", "restart"]
-    return run_by_hand(
-        command,
-        "debian: log in as root; `poweroff` or Ctrl-A x ends it. In the lab, it needs a minute",
-    )
+    return command
 
 
 def run_by_hand(command: list[str], hint: str) -> int:
@@ -118,12 +132,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Boot Debian's kernel with busybox on a disk.")
     parser.add_argument("--shell", action="store_true", help="interactive")
     parser.add_argument("--debian", action="store_true", help="interactive, with all of Debian")
+    parser.add_argument("--grub", action="store_true", help="the same, by its own boot loader")
     options = parser.parse_args()
     try:
         if options.shell:
             return interact()
         if options.debian:
             return interact_with_debian()
+        if options.grub:
+            return interact_with_grub()
         demonstrate()
     except (DemoError, debian.PackageError) as error:
         print(f"demo: FAILED: {error}", file=sys.stderr)

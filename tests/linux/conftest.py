@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from linux.boot import Images, built
 
-from guests import artefacts, kernel, memtest, vmlinux
+from guests import artefacts, kernel, memtest, network, vmlinux
 
 LAB_ATTEMPTS = 4
 
@@ -47,3 +48,12 @@ def root_disk(tmp_path: Path) -> Path:
     """A fresh copy of the busybox root disk."""
     pristine = built(artefacts.BUILD / "disks/busybox.raw")
     return Path(shutil.copy(pristine, tmp_path / "root.raw"))
+
+
+@pytest.fixture
+def tap() -> Iterator[str]:
+    """The name of a tap interface on which a guest gets its address by DHCP."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a tap interface")
+    with network.tap("pyvmm-test"):
+        yield "pyvmm-test"

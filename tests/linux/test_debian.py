@@ -12,7 +12,7 @@ import pytest
 from kvm.command import Running
 from linux.boot import boot_command, built
 
-from guests import debian, debian_disk, network
+from guests import debian, debian_disk
 from guests.network import GUEST
 
 TIMEOUT = 900
@@ -29,15 +29,6 @@ def image(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["cp", str(built(debian_disk.IMAGE)), str(copy)], check=True)
     yield copy
     copy.unlink()
-
-
-@pytest.fixture
-def tap() -> Iterator[str]:
-    """The name of a tap interface on which a guest gets its address by DHCP."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may make a tap interface")
-    with network.tap("pyvmm-test"):
-        yield "pyvmm-test"
 
 
 @pytest.fixture
