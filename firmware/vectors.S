@@ -1,5 +1,6 @@
 /*
- * The interrupt vector table, and the handlers that have nothing to do but to return.
+ * The interrupt vector table; how services end; what becomes of interrupts that nobody serves, and of
+ * the CPU's faults; and printing, for all parts of the BIOS that have something to say.
  */
 #include "bios.h"
 
@@ -18,7 +19,8 @@ return: popad
         pop     ds
         iret
 
-/* All of segment 0's first KiB: a vector that nobody serves leads to an IRET. */
+/* All of segment 0's first KiB: a vector that nobody serves leads to an IRET, the one that IBM's has for
+ * it. */
 set_up_vectors:
         xor     ax, ax
         mov     es, ax

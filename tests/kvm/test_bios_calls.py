@@ -256,6 +256,19 @@ def test_the_data_area(tmp_path: Path) -> None:
     assert area[0x96:0x98] == bytes((0x10, 0))
 
 
+def test_the_vectors(tmp_path: Path) -> None:
+    """What nobody serves leads to IBM's IRET; 60h to 67h are programs', who look for zeros."""
+    found = b"".join(
+        dumped[:32] for dumped in answers(tmp_path, [read(0, at) for at in range(0, 1024, 32)])
+    )
+    vectors = struct.unpack("<256I", found)
+    zero = {*range(0x60, 0x68), 0x1D, 0x1F, 0x41, 0x46}
+    assert {number for number, value in enumerate(vectors) if not value} == zero
+    assert {value >> 16 for value in vectors if value} == {BIOS}
+    unserved = {0x05, 0x1B, 0x1C, 0x4A, *range(0x80, 0x100)}
+    assert {vectors[number] & 0xFFFF for number in unserved} == {0xFF53}
+
+
 ENTRIES = {
     0xE2C3: call(0x02),
     0xE3FE: call(0x13, ax=0x4100, bx=0x55AA, dx=0x80),
