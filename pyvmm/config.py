@@ -48,7 +48,7 @@ MAX_NETS = 8
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_COMMAND_LINE = "console=ttyS0 reboot=k panic=-1"
 DISK_ROOT, IDE_ROOT = "root=/dev/vda rw", "root=/dev/sda rw"
-VIRTIO_CONSOLE = "console=hvc0"
+VIRTIO_CONSOLE, SCREEN_CONSOLE = "console=hvc0", "console=tty0"
 
 VIRTIO_OPTIONS = ("disks", "nets", "rng", "balloon", "console", "ports", "vsock")
 
@@ -230,6 +230,7 @@ class MachineConfig(_MachineFields):
         given = {name: value for name, value in options.items() if value not in (None, ())}
         fields = {name: given[name] for name in cls._fields if name in given}
         on_virtio = given.get("console", "").partition(",")[0] == "stdio"
+        on_screen = given.get("screen") == "stdio"
         if "memory" in given:
             fields["memory_size"], fields["memory_backing"] = MemoryBacking.parse(given["memory"])
         if "cpu" in given:
@@ -254,10 +255,10 @@ class MachineConfig(_MachineFields):
             has_disk=bool(disks),
             has_initrd="initrd" in given,
             virtio_console=on_virtio,
+            screen=on_screen,
             disk_root=IDE_ROOT if all(disk.interface == "ide" for disk in disks) else DISK_ROOT,
         )
         fields["words"] = " ".join(filter(None, given.get("append", ())))
-        on_screen = given.get("screen") == "stdio"
         if (on_virtio or on_screen) and "serial" not in given:
             fields["serial"] = ("null",)
         return cls(**fields)
@@ -408,12 +409,14 @@ def command_line(
     has_disk: bool = False,
     has_initrd: bool = False,
     virtio_console: bool = False,
+    screen: bool = False,
     disk_root: str = DISK_ROOT,
 ) -> str:
     """The kernel's command line: the default, a root device where one is needed, then ``append``.
 
     ``root=`` is added with a disk and no initrd (an initrd knows better), unless it is given; and
-    ``console=hvc0`` if the user's terminal is at the virtio console.
+    ``console=hvc0`` if the user's terminal is at the virtio console, ``console=tty0`` if it shows
+    the text screen.
     """
     words = [text for text in append if text]
     if default:
@@ -422,6 +425,8 @@ def command_line(
             words.insert(0, disk_root)
         if virtio_console:
             words.insert(0, VIRTIO_CONSOLE)
+        if screen:
+            words.insert(0, SCREEN_CONSOLE)
         words.insert(0, DEFAULT_COMMAND_LINE)
     return " ".join(words)
 

@@ -195,6 +195,10 @@ class Machine:
             entry=config.entry,
             rsdp=tables.rsdp,
         )
+        if config.screen is not None and entry.registers.get("rsi") == layout.ZERO_PAGE:
+            from pyvmm.boot import zero_page
+
+            zero_page.add_text_screen(self.memory)
         if entry.kernel is not None:
             self._load_bios(tables, entry.kernel)
         if entry.fw_cfg:

@@ -18,6 +18,7 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pyvmm import layout
 from pyvmm.backends.streams import StreamBackend
 from pyvmm.backends.terminal import EscapeKeys, Key, RawMode
 from pyvmm.config import MachineConfig
@@ -409,7 +410,10 @@ class Supervisor:
 
 def _has_text(machine: Machine) -> bool:
     """Whether there is something on a text screen that nobody has seen."""
-    from pyvmm.devices.text_screen import has_text  # here, because most guests say something
+    cells = machine.memory.view(layout.TEXT_SCREEN, layout.TEXT_SCREEN_SIZE)
+    if cells == bytes(len(cells)):
+        return False
+    from pyvmm.devices.text_screen import has_text  # here, because most guests don't touch it
 
     return has_text(machine.memory)
 

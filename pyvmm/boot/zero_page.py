@@ -5,7 +5,8 @@ Documents: Documentation/arch/x86/zero-page.rst for the page, Documentation/arch
 the loader completes. Fields appear here with their names there.
 
 Left out: what only the 16-bit entry uses (heap, video mode, real-mode hooks), BIOS tables (EDD,
-APM, disk geometry), EFI, and setup_data. screen_info stays zero: there is no display.
+APM, disk geometry), EFI, and setup_data. screen_info stays zero unless there is a text screen: then
+there is no display.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _E820_ENTRIES = 0x1E8
 _E820_TABLE = 0x2D0
 _E820_MAX = 128
 _E820_ENTRY = struct.Struct("<QQI")
+_SCREEN_INFO = struct.Struct("<2B H H 2B 2x H 2x 2B H")
+"""What begins the zero page (include/uapi/linux/screen_info.h): orig_x, orig_y, ext_mem_k (which
+isn't about the screen), orig_video_page, orig_video_mode, orig_video_cols, orig_video_ega_bx,
+orig_video_lines, orig_video_isVGA, orig_video_points."""
 
 TYPE_OF_LOADER_UNDEFINED = 0xFF
 
@@ -165,3 +170,11 @@ def write(memory: GuestMemory, header: SetupHeader, entries: list[MapEntry], rsd
     for index, entry in enumerate(entries):
         _E820_ENTRY.pack_into(page, _E820_TABLE + index * _E820_ENTRY.size, *entry)
     memory.write(layout.ZERO_PAGE, page)
+
+
+def add_text_screen(memory: GuestMemory) -> None:
+    """Say in the zero page that there is a VGA in mode 3, its cursor in the first column of the
+    first row."""
+    page = memory.view(layout.ZERO_PAGE, PAGE_SIZE)
+    (ext_mem_k,) = struct.unpack_from("<H", page, _EXT_MEM_K)
+    _SCREEN_INFO.pack_into(page, 0, 0, 0, ext_mem_k, 0, 3, 80, 0, 25, 1, 16)

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple, Protocol
 
 from pyvmm.bus import Device, Window
 from pyvmm.eventloop import NS_PER_SECOND, Clock
+from pyvmm.layout import TEXT_SCREEN, TEXT_SCREEN_SIZE
 from pyvmm.memory import GuestMemory
 
-MEMORY = 0xB8000
-MEMORY_SIZE = 0x8000
-CELLS = MEMORY_SIZE // 2
+CELLS = TEXT_SCREEN_SIZE // 2
 BLANK = b" \x07"
 
 MAX_COLUMNS = 132
@@ -161,7 +160,7 @@ class TextScreen(Device):
 
     def __init__(self, memory: GuestMemory, clock: Clock, view: ScreenView | None = None) -> None:
         super().__init__()
-        self._memory = memory.view(MEMORY, MEMORY_SIZE)
+        self._memory = memory.view(TEXT_SCREEN, TEXT_SCREEN_SIZE)
         self._clock = clock
         self._view = view
         self.general_window = Window(self.lock, self._read_general, self._write_general)
@@ -391,11 +390,11 @@ def _set_register(registers: bytearray, index: int, value: int) -> None:
 def clear(memory: GuestMemory) -> None:
     """Blanks in grey on black everywhere, as a BIOS leaves the screen: a guest may write
     characters without attributes."""
-    memory.write(MEMORY, BLANK * CELLS)
+    memory.write(TEXT_SCREEN, BLANK * CELLS)
 
 
 def has_text(memory: GuestMemory) -> bool:
     """Whether a guest seems to have written to the screen, which may not be there."""
-    codes = memory.read(MEMORY, 2 * 80 * 25)[::2].translate(None, b"\0 ")
+    codes = memory.read(TEXT_SCREEN, 2 * 80 * 25)[::2].translate(None, b"\0 ")
     letters = sum(0x20 < code < 0x7F for code in codes)
     return letters >= 2 and 2 * letters >= len(codes)

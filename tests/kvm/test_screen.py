@@ -254,8 +254,7 @@ class TestWithout:
         assert run(*flat(tmp_path, probe), "--debug-exit").status == 0xFF
 
     def test_nothing_of_it_is_imported(self, tmp_path: Path) -> None:
-        serial = "mov dx, 0x3F8; mov al, '!'; out dx, al;"
-        options = flat(tmp_path, serial, POWER_OFF)
+        options = flat(tmp_path, "")
         words = [sys.executable, "-X", "importtime", *command(*options)[1:]]
         said = run_to_end(words, b"", TIMEOUT).stderr
         assert "pyvmm.machine" in said

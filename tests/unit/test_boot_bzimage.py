@@ -13,6 +13,7 @@ from unit.images import DEFAULT_HEADER, HEADER_OFFSET, SETUP_SIZE, bzimage
 
 from pyvmm import boot, layout
 from pyvmm.boot import initrd as initrds
+from pyvmm.boot import zero_page
 from pyvmm.boot.command_line import virtio_mmio_words
 from pyvmm.boot.zero_page import LoadFlags, SetupHeader, XLoadFlags
 from pyvmm.errors import ConfigError, ImageError
@@ -75,6 +76,18 @@ def test_an_entry_that_the_image_lacks(memory: GuestMemory, image, entry: str, s
 def test_an_unknown_entry_is_a_configuration_error(memory: GuestMemory, image) -> None:
     with pytest.raises(ConfigError, match="no such entry point"):
         boot.load(image(), memory, entry="8086")
+
+
+def test_the_zero_page_tells_of_a_text_screen_if_there_is_one(memory: GuestMemory, image) -> None:
+    boot.load(image(), memory)
+    screen_info = memory.view(layout.ZERO_PAGE, 0x40)
+    ext_mem_k = bytes(screen_info[2:4])
+    assert bytes(screen_info[4:]) == bytes(0x3C)
+    zero_page.add_text_screen(memory)
+    assert (screen_info[6], screen_info[7], screen_info[0xE]) == (3, 80, 25)
+    assert screen_info[0xF] == 1  # VIDEO_TYPE_VGAC
+    assert screen_info[0x10] == 16
+    assert bytes(screen_info[2:4]) == ext_mem_k
 
 
 def test_the_zero_page_tells_what_the_loader_did(memory: GuestMemory, image, tmp_path) -> None:

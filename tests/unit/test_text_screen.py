@@ -18,8 +18,6 @@ from pyvmm.devices.text_screen import (
     GLYPHS,
     MAX_COLUMNS,
     MAX_ROWS,
-    MEMORY,
-    MEMORY_SIZE,
     Crtc,
     Picture,
     Status,
@@ -48,7 +46,7 @@ class Rig:
     """The adapter on a bus, as on the board."""
 
     def __init__(self) -> None:
-        RAM.write(MEMORY, BLANK * (MEMORY_SIZE // 2))
+        RAM.write(layout.TEXT_SCREEN, BLANK * (layout.TEXT_SCREEN_SIZE // 2))
         self.clock, self.view, self.faults = FakeClock(), View(), RecordingFaults()
         self.device = device = TextScreen(RAM, self.clock, self.view)
         self.bus = bus = Bus("port", PIO_SPACE, self.faults, flat=True)
@@ -66,7 +64,7 @@ class Rig:
 
     def text(self, cell: int, text: bytes) -> None:
         for number, code in enumerate(text, cell):
-            RAM.write(MEMORY + 2 * number, bytes((code, 7)))
+            RAM.write(layout.TEXT_SCREEN + 2 * number, bytes((code, 7)))
 
     @property
     def picture(self) -> Picture:
@@ -260,9 +258,9 @@ def test_any_registers_make_a_picture_within_bounds(
 def test_text_that_nobody_saw() -> None:
     text_screen.clear(RAM)
     assert not text_screen.has_text(RAM)
-    RAM.write(MEMORY, bytes(4000))
+    RAM.write(layout.TEXT_SCREEN, bytes(4000))
     assert not text_screen.has_text(RAM)
-    RAM.write(MEMORY, b"H\x07i\x07")
+    RAM.write(layout.TEXT_SCREEN, b"H\x07i\x07")
     assert text_screen.has_text(RAM)
-    RAM.write(MEMORY, bytes(range(256)))
+    RAM.write(layout.TEXT_SCREEN, bytes(range(256)))
     assert not text_screen.has_text(RAM), "that isn't text"
