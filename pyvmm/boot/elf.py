@@ -239,13 +239,11 @@ class ElfImage:
 
     def _read_notes(self) -> list[Note]:
         notes: list[Note] = []
-        size = 0
-        for p in self._program_headers:
-            if p.p_type != PT_NOTE:
-                continue
-            size += p.p_filesz
-            if size > MAX_NOTES_SIZE:
-                raise self._error(f"has {size} bytes of notes; more than makes sense")
+        segments = [p for p in self._program_headers if p.p_type == PT_NOTE]
+        size = sum(p.p_filesz for p in segments)
+        if size > MAX_NOTES_SIZE:
+            raise self._error(f"has {size} bytes of notes; more than makes sense")
+        for p in segments:
             raw = self.image.read(p.p_offset, p.p_filesz)
             if len(raw) < p.p_filesz:
                 raise self._truncated(p.p_offset + p.p_filesz)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pyvmm import boot
 from pyvmm.boot import kind, multiboot, multiboot2, payload, protocol, real_mode
-from pyvmm.boot.bzimage import BzImage
+from pyvmm.boot.bzimage import DEFAULT_CMDLINE_SIZE, DEFAULT_INITRD_ADDR_MAX, BzImage
 from pyvmm.boot.elf import ELFCLASS64, EM_X86_64, PLAUSIBLE_RAM_END, ElfImage
 from pyvmm.boot.entry import entry_name
 from pyvmm.boot.image import Image, ImageBytes, ImageFile
@@ -181,8 +181,8 @@ def _describe_bzimage(kernel: BzImage, facts: Description, ways: _Ways) -> None:
         "init_size": header.init_size,
         "relocatable": bool(header.relocatable_kernel),
         "kernel_alignment": header.kernel_alignment,
-        "cmdline_size": header.cmdline_size,
-        "initrd_addr_max": header.initrd_addr_max,
+        "cmdline_size": header.cmdline_size or DEFAULT_CMDLINE_SIZE,
+        "initrd_addr_max": header.initrd_addr_max or DEFAULT_INITRD_ADDR_MAX,
         "setup_size": kernel.setup_size,
         "kernel_size": kernel.kernel_size,
         "loadflags": _flag_names(LoadFlags, header.loadflags),
@@ -191,18 +191,19 @@ def _describe_bzimage(kernel: BzImage, facts: Description, ways: _Ways) -> None:
         "efi_stub": kernel.image.read(0, 2) == b"MZ",
     }
     if header.payload_length:
+        facts |= _payload(kernel)
+
+
+def _payload(kernel: BzImage) -> Description:
+    """How the vmlinux in a bzImage is compressed, and its PVH entry, or why that isn't known."""
+    facts: Description = {}
+    try:
         compression = payload.compression_of(kernel)
         facts["compression"] = compression.name if compression else "unknown"
-        facts |= _pvh_entry_inside(kernel)
-
-
-def _pvh_entry_inside(kernel: BzImage) -> Description:
-    """The PVH entry of the vmlinux in a bzImage, or why it isn't known."""
-    try:
         vmlinux = ElfImage(ImageBytes(f"vmlinux in {kernel.image.name}", payload.unpack(kernel)))
     except PyvmmError as error:
-        return {"vmlinux_problem": str(error)}
-    return {"vmlinux_pvh_entry": vmlinux.pvh_entry}
+        return facts | {"vmlinux_problem": str(error)}
+    return facts | {"vmlinux_pvh_entry": vmlinux.pvh_entry}
 
 
 def _describe_elf(kernel: ElfImage, facts: Description, ways: _Ways) -> None:
@@ -255,6 +256,11 @@ def _size(value: int) -> str:
     return f"{value / MIB:.1f} MiB"
 
 
+def _unless_zero(show: Callable[[int], str]) -> Callable[[int], str]:
+    """For a field that is zero where the protocol doesn't have it yet."""
+    return lambda value: show(value) if value else ""
+
+
 def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -290,10 +296,10 @@ _LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("efi_stub", "EFI stub", _yes_no),
     ("five_level_paging", "5-level paging", _yes_no),
     ("load_address", "load address", hex),
-    ("pref_address", "preferred address", hex),
+    ("pref_address", "preferred address", _unless_zero(hex)),
     ("relocatable", "relocatable", _yes_no),
-    ("kernel_alignment", "alignment", hex),
-    ("init_size", "needs to unpack", _size),
+    ("kernel_alignment", "alignment", _unless_zero(hex)),
+    ("init_size", "needs to unpack", _unless_zero(_size)),
     ("segments", "segments", _segments),
     ("minimum_memory", "memory needed", _size),
     ("setup_size", "real-mode part", _size),
@@ -310,11 +316,16 @@ _LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 """Key, label, and how the value is printed, in the order of the lines."""
 
 
+def _printable(text: str) -> str:
+    """``text`` without what a file could do to a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def format_description(facts: Description) -> str:
     """The facts as lines for people to read; what is empty is left out."""
-    lines = [f"{facts['file']}: {facts['kind']}, {_size(facts['size'])}"]
+    lines = [f"{_printable(facts['file'])}: {facts['kind']}, {_size(facts['size'])}"]
     for key, label, show in _LINES:
         text = "" if facts.get(key, "") in ("", []) else show(facts[key])
         if text:
-            lines.append(f"  {label:20} {text}")
+            lines.append(f"  {label:20} {_printable(text)}")
     return "\n".join(lines)

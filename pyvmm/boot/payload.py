@@ -15,7 +15,7 @@ from pyvmm.boot.image import ImageFile
 from pyvmm.errors import ImageError
 from pyvmm.memory import MIB
 
-UNPACKED_LIMIT = 512 * MIB
+UNPACKED_LIMIT = 256 * MIB
 """No vmlinux is that large; a file that claims to be is a bomb."""
 
 _MAGIC_SIZE = 8
@@ -41,11 +41,15 @@ def unpack(kernel: BzImage) -> bytes:
         raise ImageError(f"the payload of {name} is in no known compression")
     if length > UNPACKED_LIMIT:
         raise ImageError(f"the payload of {name} has {length // MIB} MiB, more than makes sense")
+    # Linux unpacks itself inside init_size bytes.
+    limit = min(kernel.header.init_size or UNPACKED_LIMIT, UNPACKED_LIMIT)
     data = kernel.image.read(offset, length)
     try:
-        vmlinux = compression.unpack(name, found, data, UNPACKED_LIMIT)
+        vmlinux = compression.unpack(name, found, data, limit + 1)
     except ValueError as error:
         raise ImageError(f"the {found.name} payload of {error}") from error
+    if len(vmlinux) > limit:
+        raise ImageError(f"the payload of {name} unpacks to more than {limit // MIB} MiB")
     if not vmlinux.startswith(kind.ELF_MAGIC):
         raise ImageError(f"the payload of {name} is not an ELF file")
     return vmlinux
