@@ -337,8 +337,6 @@ class Board:
             attachment.pause()
         for transport in self.virtio:
             transport.device.pause()
-        for channel in self._ide:
-            channel.settle()
 
     def resume(self) -> None:
         """Let the devices go on."""
