@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from kvm.assembler import assemble
-from kvm.test_machine import open_descriptors
+from kvm.machines import open_descriptors
 
 import pyvmm
 from pyvmm.device_config import DiskConfig

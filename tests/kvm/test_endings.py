@@ -11,19 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from kvm.command import TIMEOUT, command, run, start
+from kvm.command import AT_ONCE, TIMEOUT, command, last_line, run, start
 from kvm.terminal import CTRL_A, terminal
 
 from pyvmm.kvm.system import host_has_hardware_kvm
 
 MIB = 1 << 20
-AT_ONCE = 15.0 if "PYVMM_LAB" in os.environ else 1.5
-"""Seconds from a fact to the run's end. The promise is 1; but this machine may be a busy one, and
-the lab's is an emulated one, tens of times slower."""
-
-
-def last_line(stderr: str) -> str:
-    return stderr.splitlines()[-1]
 
 
 def test_power_off(guests: Path) -> None:

@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 import pytest
+from kvm.machines import config, open_descriptors
 
 from pyvmm.backends.character import NullBackend
-from pyvmm.config import MachineConfig
-from pyvmm.device_config import DiskConfig
 from pyvmm.errors import ImageError
 from pyvmm.machine import Machine
-from pyvmm.memory import MIB
 from pyvmm.outcome import Reason
-
-
-def open_descriptors() -> set[str]:
-    """What this process's descriptors refer to."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
-        except FileNotFoundError:
-            pass  # the directory's own
-    return found
-
-
-def config(kernel: Path, disk: Path) -> MachineConfig:
-    disk.write_bytes(bytes(4096))
-    return MachineConfig(
-        kernel=str(kernel),
-        command_line="",
-        memory_size=32 * MIB,
-        disks=(DiskConfig(str(disk)),),
-        debug_exit=True,
-    )
 
 
 def test_machines_one_after_the_other_leave_nothing(guests: Path, tmp_path: Path) -> None:

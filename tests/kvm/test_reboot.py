@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from kvm.command import TIMEOUT, command, run, start
+from kvm.machines import config
 from kvm.terminal import CTRL_A, terminal
-from kvm.test_machine import config
 
 from pyvmm.backends.character import NullBackend
 from pyvmm.config import MachineConfig

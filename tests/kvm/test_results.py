@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from kvm.assembler import assemble
-from kvm.command import PYVMM, TIMEOUT, Ended, command, run, run_to_end, start
-from kvm.test_endings import AT_ONCE, last_line
+from kvm.command import AT_ONCE, PYVMM, TIMEOUT, Ended, command, last_line, run, run_to_end, start
 
 ENDLESS = "print"
 """The ending that prints three lines and stands still."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from kvm.command import STATUS_TIMEOUT, TIMEOUT, Ended, command, run, run_to_end, start
+from kvm.machines import config
 from kvm.terminal import CTRL_C, terminal
 from kvm.test_disk import BEFORE, SECTORS
-from kvm.test_machine import config
 
 from pyvmm.backends.character import NullBackend
 from pyvmm.machine import Machine

@@ -15,9 +15,9 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.fake_tap import FakeTap
 from unit.test_virtio_blk import FLUSH, IN, IOERR, OK, OUT, SECTOR, SECTORS, Disk
-from unit.test_virtio_net import TIMEOUT, FakeTap
-from unit.virtio_driver import Pc
+from unit.virtio_driver import TIMEOUT, Pc
 
 from pyvmm.backends.disk import DiskImage
 from pyvmm.backends.faulty_disk import FaultyImage

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 from pyvmm.kvm._kvm import lib
+from unit.fake_vcpu import ADDRESS, IN, OUT, PORT, Exit, FakeVcpu, Registers, io, mmio, plain
 from unit.fakes import FakeMsi, RecordingFaults, RecordingLine
-from unit.test_vcpu import ADDRESS, IN, OUT, PORT, Exit, FakeVcpu, Registers, io, mmio, plain
 from unit.virtio_driver import Pc, VirtioDriver
 from unit.virtio_echo import Echo
 

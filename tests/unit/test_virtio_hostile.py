@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from unit.fake_tap import HEADER, OUR_MAC, FakeTap, frame
 from unit.fakes import FakeClock, FakeReactor, RecordingFaults
 from unit.test_virtio_console import FakeBackend
-from unit.test_virtio_net import HEADER, OUR_MAC, FakeTap, frame
 from unit.virtio_driver import (
     COMMON,
     COMMON_CFG,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import struct
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from unit.fake_tap import ALL_TUN, HEADER, OTHER_MAC, OUR_MAC, FakeTap, frame
 from unit.fakes import RecordingFaults
 from unit.virtio_driver import (
     EVENT_IDX,
@@ -41,46 +41,9 @@ HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_UFO = 1 << 11, 1 << 12, 1 << 13, 1 << 14
 MRG_RXBUF, STATUS, CTRL_VQ, CTRL_RX, CTRL_VLAN = 1 << 15, 1 << 16, 1 << 17, 1 << 18, 1 << 19
 CTRL_RX_EXTRA, MQ, CTRL_MAC_ADDR = 1 << 20, 1 << 22, 1 << 23
 TUN_CSUM, TUN_TSO4, TUN_TSO6, TUN_ECN, TUN_UFO = 1, 2, 4, 8, 16
-ALL_TUN = 31
 
-OUR_MAC = bytes.fromhex("525400123456")
-OTHER_MAC = bytes.fromhex("525400abcdef")
 GROUP_MAC = bytes.fromhex("01005e000001")
 BROADCAST = b"\xff" * 6
-HEADER = bytes(12)
-
-
-class FakeTap:
-    """Implements ``net.Backend``; the network is at ``wires``, the other ends."""
-
-    def __init__(self, queues: int = 1, offloads: int = ALL_TUN) -> None:
-        self.name = "tap7"
-        self.offloads = offloads
-        self.offloads_set: list[int] = []
-        self.enabled: dict[int, bool] = {}
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
-        self._ours = [ours for ours, _ in pairs]
-        self.wires = [theirs for _, theirs in pairs]
-        for wire in self.wires:
-            wire.settimeout(TIMEOUT)
-        for ours in self._ours:
-            ours.setblocking(False)
-        self.fds = tuple(ours.fileno() for ours in self._ours)
-
-    def set_offloads(self, offloads: int) -> None:
-        self.offloads_set.append(offloads)
-
-    def enable_queue(self, index: int, enabled: bool) -> None:
-        self.enabled[index] = enabled
-
-    def close(self) -> None:
-        for each in (*self._ours, *self.wires):
-            each.close()
-
-
-def frame(payload: bytes = b"payload", to: bytes = OUR_MAC, vlan: int | None = None) -> bytes:
-    tag = b"" if vlan is None else struct.pack(">HH", 0x8100, vlan)
-    return to + OTHER_MAC + tag + b"\x08\x00" + payload
 
 
 class Card(Scratch):
