@@ -27,6 +27,7 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 _ZEROES = bytes(1 << 20)
 _OTHER_FORMATS = (
+    (0x00, b"QFI\xfb\0\0\0\1", "qcow"),
     (0x00, b"QFI\xfb", "qcow2"),
     (0x00, b"KDMV", "VMDK"),
     (0x00, b"COWD", "VMDK"),
@@ -38,6 +39,15 @@ _OTHER_FORMATS = (
     (0x00, b"WithoutFreeSpace", "Parallels"),
     (0x00, b"WithouFreSpacExt", "Parallels"),
 )
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"PK\3\4", "zip", "unzip"),
+)
+"""What their data begin with, and what undoes it. Raw data may begin so, too, but such files have
+any size."""
 _CANT_DEALLOCATE = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV))
 """fallocate's ways to say that this file or this range isn't for it; EINVAL comes from block
 devices for what isn't aligned to their blocks."""
@@ -72,7 +82,7 @@ class DiskImage:
             _lock(path, fd, readonly)
             _check_format(path, fd)
             size = os.lseek(fd, 0, os.SEEK_END)
-            _check_size(path, size)
+            _check_size(path, fd, size)
         except BaseException:
             os.close(fd)
             raise
@@ -204,10 +214,14 @@ def _check_format(path: str, fd: int) -> None:
             )
 
 
-def _check_size(path: str, size: int) -> None:
+def _check_size(path: str, fd: int, size: int) -> None:
     if not size:
         raise ImageError(f"disk image {path} is empty", f"give it a size: truncate -s 1G '{path}'")
     if size % SECTOR_SIZE:
+        start = os.pread(fd, 16, 0)
+        for magic, name, tool in _COMPRESSED:
+            if start.startswith(magic):
+                raise ImageError(f"disk image {path} is compressed with {name}", f"{tool} it first")
         raise ImageError(
             f"disk image {path} has {size} bytes, which is not a multiple of {SECTOR_SIZE}",
             f"is it a raw image? If so, round it up: truncate -s %{SECTOR_SIZE} '{path}'",

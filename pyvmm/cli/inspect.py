@@ -25,8 +25,10 @@ def inspect(image: str, as_json: bool, vmlinux: Path | None) -> None:
     """Say what a kernel image is and how it would be booted.
 
     Shows version, boot protocol, entry points, addresses and sizes, compression, PVH note, EFI
-    stub, and the entry point that `pyvmm run` would use. A file that can't be booted is named
-    for what it is, and the exit status is still 0; it is 1 if the file can't be read.
+    stub, the entry point that `pyvmm run` would use, and what `--boot` can have it use instead. A
+    file that can't be booted is named for what it is (a disk image, an initrd, a kernel for Arm,
+    what is in a compressed file …), with what to do about it, and the exit status is still 0; it is
+    1 if the file can't be read.
 
     Kernels compressed with LZ4 or Zstandard show their PVH note only where these are installed:
     pip install lz4 zstandard.

@@ -50,6 +50,7 @@ def test_a_plain_run(guests: Path) -> None:
     assert "pyvmm.machine" in modules
     assert not optional(modules)
     assert not modules & SLOW
+    assert not modules & {"pyvmm.boot.signatures", "pyvmm.boot.compression"}
 
 
 def test_a_disk_brings_its_own_modules(guests: Path, tmp_path: Path) -> None:

@@ -83,14 +83,39 @@ def test_a_size_that_is_no_multiple_of_512(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "offset", "magic"),
-    [("qcow2", 0, b"QFI\xfb"), ("VMDK", 0, b"KDMV"), ("VDI", 64, b"\x7f\x10\xda\xbe")],
-)
+    [
+        ("qcow", 0, b"QFI\xfb\0\0\0\1"), ("qcow2", 0, b"QFI\xfb\0\0\0\3"), ("VMDK", 0, b"KDMV"),
+        ("VMDK", 0, b"COWD"), ("VMDK", 0, b"# Disk DescriptorFile"), ("VHDX", 0, b"vhdxfile"),
+        ("VHD", 0, b"conectix"), ("VDI", 64, b"\x7f\x10\xda\xbe"), ("QED", 0, b"QED\0"),
+        ("Parallels", 0, b"WithoutFreeSpace"), ("Parallels", 0, b"WithouFreSpacExt"),
+    ],
+)  # fmt: skip
 def test_an_image_in_another_format(tmp_path: Path, name: str, offset: int, magic: bytes) -> None:
     path = tmp_path / "image"
     path.write_bytes((bytes(offset) + magic).ljust(4096, b"\0"))
     error = refusal(path)
     assert f"is a {name} image" in error.message
     assert "qemu-img convert" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "magic", "hint"),
+    [
+        ("gzip", b"\x1f\x8b", "gunzip it"),
+        ("xz", b"\xfd7zXZ\0", "unxz it"),
+        ("zstd", b"\x28\xb5\x2f\xfd", "unzstd it"),
+        ("bzip2", b"BZh9", "bunzip2 it"),
+        ("zip", b"PK\3\4", "unzip it"),
+    ],
+)
+def test_a_compressed_image(tmp_path: Path, name: str, magic: bytes, hint: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(magic.ljust(999, b"\0"))
+    error = refusal(path)
+    assert f"is compressed with {name}" in error.message
+    assert hint in error.hint
+    path.write_bytes(magic.ljust(1024, b"\0"))  # a guest may want just that
+    DiskImage.open(str(path)).close()
 
 
 def test_a_file_without_write_permission_wants_readonly(path: Path) -> None:
