@@ -83,7 +83,7 @@ LOW_MEMORY_IN_USE = (
     ("the zero page", layout.ZERO_PAGE, layout.ZERO_PAGE + PAGE_SIZE),
     ("the boot stack", layout.BOOT_STACK_TOP - STACK_SIZE, layout.BOOT_STACK_TOP),
     ("the boot page tables", layout.BOOT_PAGE_TABLES, layout.BOOT_PAGE_TABLES + PAGE_TABLES_SIZE),
-    ("the EBDA, video memory or ACPI tables", layout.EBDA, layout.HIGH_RAM),
+    ("the EBDA, video memory, ACPI or MP tables", layout.EBDA, layout.MP_TABLE_END),
 )
 """Where a segment below 1 MiB must not go, besides the command line."""
 

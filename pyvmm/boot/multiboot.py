@@ -112,7 +112,7 @@ class Loaded(NamedTuple):
 
 _IN_USE = (
     ("the boot GDT", layout.BOOT_GDT, layout.BOOT_GDT + GDT_SIZE),
-    ("the EBDA, video memory or ACPI tables", layout.EBDA, layout.HIGH_RAM),
+    ("the EBDA, video memory, ACPI or MP tables", layout.EBDA, layout.MP_TABLE_END),
 )
 """Where a kernel must not go."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from kvm.assembler import assemble
 from kvm.command import PYVMM, TIMEOUT, Ended, run, run_to_end
 from kvm.conftest import PROJECT
@@ -147,3 +149,23 @@ def test_what_turns_qemu_off(tmp_path: Path) -> None:
     source = "mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt"
     ended = start(tmp_path, source, address=0x10_0000)
     assert ended.status == 0, ended
+
+
+def test_a_kernel_linked_without_a_script(tmp_path: Path) -> None:
+    """As tutorials do it, ``ld -Ttext=0x100000``: the linker puts the ELF headers in front of the
+    text, in a segment of their own at FF000h."""
+    source, linked = tmp_path / "kernel.S", tmp_path / "kernel"
+    magic = 0x1BADB002
+    source.write_text(
+        f".long {magic}, 0, -{magic}\n.globl _start\n_start: mov $0x21, %al; out %al, $0xf4; hlt\n"
+    )
+    ld = ("-Wl,-melf_i386", "-Wl,-Ttext=0x100000", "-Wl,-z,separate-code", "-Wl,--build-id=none")
+    words = ["gcc", "-m32", "-nostdlib", "-static", "-no-pie", *ld, "-o", linked, source]
+    subprocess.run(words, check=True)
+    with linked.open("rb") as file:
+        segments = [p["p_paddr"] for p in ELFFile(file).iter_segments("PT_LOAD")]
+    assert segments[0] == 0xF_F000
+    ended = run_to_end(
+        [*PYVMM, "run", "-k", str(linked), "--debug-exit", "--timeout", str(TIMEOUT)], b"", TIMEOUT
+    )
+    assert ended.status == 2 * 0x21 + 1, ended
