@@ -201,7 +201,7 @@ def test_segments_outside_ram(
         (layout.BOOT_PAGE_TABLES + 0x5FFF, "the boot page tables"),
         (layout.COMMAND_LINE, "the command line"),
         (layout.EBDA, "EBDA"),
-        (layout.ACPI_TABLES, "ACPI tables"),
+        (layout.ACPI_TABLES, "ACPI or MP tables"),
     ],
 )
 def test_segments_over_what_boot_needs(memory: GuestMemory, write, paddr: int, says: str) -> None:
