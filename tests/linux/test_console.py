@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import random
-import signal
 import socket
-import struct
-import termios
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvm.command import Running
+from kvm.terminal import CTRL_A, terminal
 from linux.boot import TIMEOUT, Images, boot_command, job
-from linux.test_terminal import CTRL_A, Terminal
 
 MIB = 1 << 20
 
@@ -29,28 +25,22 @@ ECHO = "exec 3<>$(port echo); while :; do cat <&3 >&3; usleep 50000; done"
 """A read at a port where nobody is connected is the end of the file."""
 
 
-def set_size(tty: Terminal, columns: int, rows: int) -> None:
-    fcntl.ioctl(tty.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
 def test_hvc0_on_a_terminal(images: Images) -> None:
     """A shell, the window's size and its changes, the escape keys."""
     command = boot_command(
         images.bzimage,
         *("--initrd", str(images.sockets_initrd), "--console", "stdio", "--append", "quiet"),
     )
-    tty = Terminal(command)
-    try:
-        set_size(tty, 117, 43)
+    with terminal(command, TIMEOUT) as tty:
+        tty.resize(43, 117)
         tty.read_until(b"# ")
-        assert termios.tcgetattr(tty.slave) != tty.before  # raw
+        assert tty.is_raw
         tty.type(b"tty; cat /proc/cmdline\r")
         tty.read_until(b"/dev/hvc0")
         tty.read_until(b"console=ttyS0 reboot=k panic=-1 console=hvc0")
         tty.type(b"until stty size 2>&- | grep 43; do usleep 50000; done\r")
         tty.read_until(b"43 117")
-        set_size(tty, 91, 37)
-        tty.process.send_signal(signal.SIGWINCH)  # it isn't its controlling terminal
+        tty.resize(37, 91)
         tty.type(b"until stty size | grep 37; do usleep 50000; done\r")
         tty.read_until(b"37 91")
         tty.type(b"seq 1 2000 | md5sum\r")
@@ -64,9 +54,6 @@ def test_hvc0_on_a_terminal(images: Images) -> None:
         tty.type(b"c")
         tty.read_until(b"guest panicked")
         assert tty.finish() == 3
-    finally:
-        tty.process.kill()
-        tty.process.wait()
 
 
 @contextlib.contextmanager

@@ -2,74 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import signal
-import subprocess
-import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from kvm.terminal import CTRL_A, CTRL_C, terminal
 from linux.boot import TIMEOUT, Images, boot_command, job
 
-CTRL_A, CTRL_C = b"\x01", b"\x03"
 
-
-class Terminal:
-    """A pseudo-terminal with a program in it."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(
-            command,
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-            preexec_fn=lambda: os.close(self.master),
-        )
-        self.seen = b""
-
-    def read_until(self, text: bytes) -> None:
-        """Wait until ``text`` comes; what came before it is forgotten."""
-        deadline = time.monotonic() + TIMEOUT
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
-            assert ready, self.seen
-            self.seen += os.read(self.master, 4096)
-        self.seen = self.seen.partition(text)[2]
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def finish(self) -> int:
-        """The exit status; the terminal must be as it was."""
-        status = self.process.wait(TIMEOUT)
-        assert termios.tcgetattr(self.slave) == self.before
-        return status
-
-
-@contextmanager
-def terminal(images: Images, *options: str) -> Iterator[Terminal]:
-    command = boot_command(images.bzimage, "--initrd", str(images.initrd), *options)
-    opened = Terminal(command)
-    try:
-        yield opened
-    finally:
-        opened.process.kill()
-        opened.process.wait()
-        os.close(opened.master)
-        os.close(opened.slave)
+def command(images: Images, *options: str) -> list[str]:
+    return boot_command(images.bzimage, "--initrd", str(images.initrd), *options)
 
 
 def test_a_session(images: Images) -> None:
     """A shell, Ctrl-C for the guest, a literal Ctrl-A, the list of keys, the power button."""
-    with terminal(images, "--append", "quiet") as tty:
+    with terminal(command(images, "--append", "quiet"), TIMEOUT) as tty:
         tty.read_until(b"# ")
-        assert termios.tcgetattr(tty.slave) != tty.before  # raw
+        assert tty.is_raw
         tty.type(b"echo $((6*7))\r")
         tty.read_until(b"42\r")
         # Not the shell but its child must be in the foreground when Ctrl-C comes.
@@ -85,7 +32,7 @@ def test_a_session(images: Images) -> None:
 
 
 def test_ctrl_a_x_quits_a_guest_that_hangs(images: Images) -> None:
-    with terminal(images, *job("echo u''p", "hang")) as tty:
+    with terminal(command(images, *job("echo u''p", "hang")), TIMEOUT) as tty:
         tty.read_until(b"up")
         tty.type(CTRL_A + b"x")
         tty.read_until(b"pyvmm: interrupted from the terminal")
@@ -93,13 +40,13 @@ def test_ctrl_a_x_quits_a_guest_that_hangs(images: Images) -> None:
 
 
 def test_the_terminal_is_restored_after_a_panic(images: Images) -> None:
-    with terminal(images, *job("true", "panic")) as tty:
+    with terminal(command(images, *job("true", "panic")), TIMEOUT) as tty:
         tty.read_until(b"pyvmm: guest panicked")
         assert tty.finish() == 3
 
 
 def test_the_terminal_is_restored_after_sigterm(images: Images) -> None:
-    with terminal(images, *job("echo u''p", "hang")) as tty:
+    with terminal(command(images, *job("echo u''p", "hang")), TIMEOUT) as tty:
         tty.read_until(b"up")
         tty.process.send_signal(signal.SIGTERM)
         tty.read_until(b"to shut down")
@@ -108,7 +55,7 @@ def test_the_terminal_is_restored_after_sigterm(images: Images) -> None:
 
 
 def test_a_break_is_sysrq(images: Images) -> None:
-    with terminal(images, "--append", "quiet sysrq_always_enabled") as tty:
+    with terminal(command(images, "--append", "quiet sysrq_always_enabled"), TIMEOUT) as tty:
         tty.read_until(b"# ")
         tty.type(CTRL_A + b"b")
         tty.type(b"c")
