@@ -1,4 +1,5 @@
-"""The README's and the help's examples of ``pyvmm run`` are command lines that it takes."""
+"""The README's and the help's examples of ``pyvmm run`` are command lines that it takes; its
+picture of the house has all rooms."""
 
 from __future__ import annotations
 
@@ -33,3 +34,16 @@ def test_an_example_is_understood(example: str) -> None:
 def test_there_are_examples() -> None:
     assert len(examples()) >= 24
     assert any("--vsock" in example for example in examples())
+
+
+def test_the_house_is_complete() -> None:
+    """Each module and package is named, and nothing that is no more."""
+    match = re.search(
+        r"^## How it is built\n\n```\npyvmm/\n(.*?)^firmware/", README.read_text(), re.M | re.S
+    )
+    assert match is not None
+    named = set(re.findall(r"(?<!<)\b\w+(?:\.py\b|/)", match[1]))
+    package = README.parent / "pyvmm"
+    there = {path.name for path in package.glob("[a-z]*.py") if not path.stem.endswith("_build")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert named == there
