@@ -3,7 +3,8 @@
 There is no stream of characters to be had, only the screen as it is when somebody looks. So a line
 counts as printed when it hasn't changed for a moment, or when it is about to be gone because the
 screen has scrolled. If more is added to the line with the cursor, as to a prompt, only that
-follows; a line that changes otherwise is printed again. What is on the screen for less time than
+follows; a line that changes otherwise is printed again. A line of the screen that is full goes on
+in the next one, unless the two look like a drawing. What is on the screen for less time than
 from one look to the next is missed.
 """
 
@@ -38,23 +39,29 @@ class Transcript:
         self._picture: Picture | None = None
         self._rows: list[_Row] = []
         self._open: _Row | None = None  # printed without a newline so far
+        self._above: _Row | None = None  # what went last at the upper end
+        self._columns = 0
         self._cursor = (-1, 0)
 
     def look(self, picture: Picture, now_ns: int) -> None:
         """The screen is like this now."""
         out: list[str] = []
         self._take(out, picture, now_ns)
+        previous = self._above
         for row in self._rows:
             if now_ns - row.changed_ns >= SETTLED_NS:
-                self._say(out, row)
+                self._say(out, row, previous)
+            previous = row
         self._flush(out)
 
     def finish(self, picture: Picture, now_ns: int) -> None:
         """The screen is like this and stays so, or goes: print what hasn't been."""
         out: list[str] = []
         self._take(out, picture, now_ns)
+        previous = self._above
         for row in self._rows:
-            self._say(out, row)
+            self._say(out, row, previous)
+            previous = row
         self._end_line(out)
         self._flush(out)
 
@@ -68,9 +75,11 @@ class Transcript:
             return
         before, self._picture = self._picture, picture
         self._cursor = picture.cursor or (-1, 0)
+        self._columns = picture.columns
         if before is None or before.cells != picture.cells or before.columns != picture.columns:
             self._follow(out, picture.lines, now_ns)
-        if self._open is not None and self._open is not self._row_with_cursor():
+        going_on = self._row_with_cursor()
+        if self._open not in (None, going_on) and not self._is_full(self._open):
             self._end_line(out)
 
     def _row_with_cursor(self) -> _Row | None:
@@ -92,9 +101,13 @@ class Transcript:
             if row.text != text:
                 row.text, row.changed_ns = text, now_ns
             rows.append(row)
+        previous = self._above
         for number, row in enumerate(old):
             if number not in kept:
-                self._say(out, row)
+                self._say(out, row, previous)
+            previous = row
+        if shift:
+            self._above = old[shift - 1]
         self._rows = rows
 
     def _origin(self, number: int, text: str, shift: int, kept: set[int]) -> int | None:
@@ -121,8 +134,12 @@ class Transcript:
                 best, most = shift, score
         return best if most or not any(old) else len(old)
 
-    def _say(self, out: list[str], row: _Row) -> None:
-        """Print what of ``row`` hasn't been."""
+    def _is_full(self, row: _Row | None) -> bool:
+        """Whether its text goes on in the next row: not that of a drawing, such as a frame."""
+        return row is not None and len(row.text) == self._columns and row.text[-1].isascii()
+
+    def _say(self, out: list[str], row: _Row, previous: _Row | None) -> None:
+        """Print what of ``row``, which is below ``previous``, hasn't been."""
         if row.text == row.said.rstrip():
             return
         at_cursor = row is self._row_with_cursor()
@@ -131,13 +148,22 @@ class Transcript:
             text = text.ljust(self._cursor[1])  # the blank behind a prompt
         if self._open is row and text.startswith(row.said):
             out.append(text[len(row.said) :])
+        elif (
+            self._open is not None
+            and self._open is previous
+            and not row.said
+            and self._is_full(previous)
+            and text[0].isascii()
+            and text[0] != " "
+        ):
+            out.append(text)
         else:
             self._end_line(out)
             out.append(text)
         row.said = text
         if text:
             self._open = row
-            if not at_cursor:
+            if not (at_cursor or self._is_full(row)):
                 self._end_line(out)
 
     def _end_line(self, out: list[str]) -> None:

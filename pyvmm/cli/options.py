@@ -207,7 +207,8 @@ OPTIONS = (
         metavar="[stdio|null|file:PATH]",
         help="A text screen and its keyboard, for guests that write to B8000h: shown on the"
         " terminal; without one, or in a file, its lines as they come to stand there. With stdio"
-        " COM1 goes to null, unless --serial says otherwise.",
+        " COM1 goes to null, unless --serial says otherwise, and the default command line gets"
+        " 'console=tty0'.",
     ),
     Option(
         "--console",

@@ -233,6 +233,28 @@ class TestTranscript:
         log.finish(picture(*body[-25:], cursor=None))
         assert log.text == "".join(f"{line}\n" for line in body)
 
+    def test_a_line_that_is_too_long_is_one(self, log: Log) -> None:
+        long = "Kernel panic - not syncing: " + "x" * 100
+        lines = ["first", long[:80], long[80:], "last"]
+        log.settle(picture(*lines, cursor=None))
+        log.finish(picture(*lines, cursor=None))
+        assert log.text == f"first\n{long}\nlast\n"
+
+    def test_and_one_that_scrolls_away(self, log: Log) -> None:
+        long = [f"{number:03}" * 50 for number in range(60)]
+        rows = [piece for line in long for piece in (line[:80], line[80:])]
+        for end in range(25, len(rows) + 1):
+            log.look(picture(*rows[end - 25 : end], cursor=None))
+        log.finish(picture(*rows[-25:], cursor=None))
+        assert log.text == "".join(f"{line}\n" for line in long)
+
+    @pytest.mark.parametrize(
+        ("first", "second"), [("═" * 80, "x"), ("x" * 80, "│"), ("x" * 79, "y")]
+    )
+    def test_frames_are_lines_of_their_own(self, log: Log, first: str, second: str) -> None:
+        log.finish(picture(first, second, cursor=None))
+        assert log.text == f"{first}\n{second}\n"
+
     def test_a_screen_of_more_lines(self, log: Log) -> None:
         log.settle(picture("one", cursor=None))
         lines = ["one", *[""] * 40, "two"]
