@@ -66,7 +66,7 @@ def is_linux(path: str | os.PathLike[str]) -> bool:
     """Whether the file is a Linux kernel: any bzImage (a few other programs come in its clothes),
     or an ELF file with Linux's banner. ImageError if it can't be read."""
     with ImageFile(path) as image:
-        image_kind = kind.kind_of(image)
+        image_kind = kind.kernel_kind(image)
         if image_kind is kind.ELF:
             return bool(_linux_version(ElfImage(image)))
         return image_kind is kind.BZIMAGE

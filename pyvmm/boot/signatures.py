@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.boot import compression
@@ -69,24 +70,50 @@ _PE_MACHINES = {
 }  # fmt: skip
 
 
-def _mz(image: Image) -> Kind:
-    """Microsoft's "PE Format"; the UAPI Group's "Unified Kernel Image"."""
+class _PeHeader(NamedTuple):
+    """What counts of a PE file's headers."""
+
+    cpu: str
+    is_efi: bool
+    sections: bytes
+
+
+def _pe_header(image: Image) -> _PeHeader | None:
+    """Microsoft's "PE Format". None if there is no such header."""
     offset = int.from_bytes(image.read(_PE_OFFSET, 4), "little")
     raw = image.read(offset, _PE.size)
     if len(raw) < _PE.size or not raw.startswith(b"PE\0\0"):
-        return _no_kernel("DOS program", "a DOS program", _RIGHT_FILE)
+        return None
     _, machine, sections, optional_size = _PE.unpack(raw)
     optional = offset + _PE.size
     subsystem = int.from_bytes(image.read(optional + _PE_SUBSYSTEM, 2), "little")
-    cpu = _PE_MACHINES.get(machine, f"machine {machine:#x}")
-    if subsystem not in _PE_EFI_SUBSYSTEMS:
-        return _no_kernel("Windows program", f"a Windows program for {cpu}", _RIGHT_FILE)
     size = _PE_SECTION_SIZE * min(sections, _PE_MAX_SECTIONS)
-    table = image.read(optional + optional_size, size)
-    if any(table.startswith(b".linux\0\0", at) for at in range(0, size, _PE_SECTION_SIZE)):
+    return _PeHeader(
+        _PE_MACHINES.get(machine, f"machine {machine:#x}"),
+        subsystem in _PE_EFI_SUBSYSTEMS,
+        image.read(optional + optional_size, size),
+    )
+
+
+def _mz(image: Image) -> Kind:
+    """A program for DOS, Windows or EFI; the UAPI Group's "Unified Kernel Image"."""
+    header = _pe_header(image)
+    if header is None:
+        return _no_kernel("DOS program", "a DOS program", _RIGHT_FILE)
+    if not header.is_efi:
+        return _no_kernel("Windows program", f"a Windows program for {header.cpu}", _RIGHT_FILE)
+    starts = range(0, len(header.sections), _PE_SECTION_SIZE)
+    if any(header.sections.startswith(b".linux\0\0", at) for at in starts):
         take_out = "objcopy -O binary -j .linux FILE vmlinuz takes the kernel out, .initrd likewise"
-        return Kind("UKI", f"a unified kernel image (EFI) for {cpu}", _NO_EFI, take_out)
-    return Kind("EFI", f"an EFI program for {cpu}", _NO_EFI)
+        return Kind("UKI", f"a unified kernel image (EFI) for {header.cpu}", _NO_EFI, take_out)
+    return Kind("EFI", f"an EFI program for {header.cpu}", _NO_EFI)
+
+
+def _zboot(image: Image) -> Kind:
+    """Linux: drivers/firmware/efi/libstub/zboot-header.S. There is none for x86."""
+    header = _pe_header(image)
+    cpu = f" for {header.cpu}" if header else ""
+    return _other_kernel("EFI zboot", f"a Linux kernel{cpu} (EFI zboot)")
 
 
 _PACKED, _UNPACKED = 9 * MIB, 128 * KIB
@@ -227,7 +254,7 @@ SIGNATURES: tuple[tuple[int, bytes, Kind | _Look], ...] = (
     (0x038, b"RSC\x05", _other_kernel("RISC-V Image", "a Linux kernel for RISC-V")),
     (0x024, b"\x18\x28\x6f\x01", _other_kernel("arm zImage", "a Linux kernel for 32-bit Arm")),
     (0x024, b"\x01\x6f\x28\x18", _other_kernel("arm zImage", "a Linux kernel for 32-bit Arm")),
-    (0x004, b"zimg", _other_kernel("EFI zboot", "an EFI zboot image", "it needs EFI firmware")),
+    (0x004, b"zimg", _zboot),
     (0x10008, b"S390EP", _other_kernel("s390 Image", "a Linux kernel for S/390")),
     (0x000, b"\x27\x05\x19\x56", _other_kernel("uImage", "a U-Boot image (uImage)")),
     (0x000, b"ANDROID!", _other_kernel("Android boot image", "an Android boot image")),

@@ -124,7 +124,11 @@ TABLE = {
     "arm zImage": (at((0x24, b"\x18\x28\x6f\x01"), size=600), "arm zImage", "for 32-bit Arm;"),
     "big-endian zImage": (at((0x24, b"\x01\x6f\x28\x18"), size=600), "arm zImage", "32-bit Arm;"),
     "s390 Image": (at((0x10008, b"S390EP"), size=70_000), "s390 Image", "for S/390; PyVMM boots"),
-    "EFI zboot": (at((0, b"MZ\0\0zimg"), size=600), "EFI zboot", "zboot image.*EFI firmware"),
+    "EFI zboot": (at((0, b"MZ\0\0zimg"), size=600), "EFI zboot", r"kernel \(EFI zboot\); PyVMM"),
+    "EFI zboot for LoongArch": (
+        at((0, portable_executable(0x6264, 10)), (0, b"MZ\0\0zimg")), "EFI zboot",
+        r"a Linux kernel for LoongArch \(EFI zboot\); PyVMM boots kernels for x86",
+    ),
     "uImage": (header(b"\x27\x05\x19\x56"), "uImage", r"a U-Boot image \(uImage\)"),
     "FIT": (
         at((0, b"\xd0\x0d\xfe\xed"), (60, b"\0\0\0\1images\0")), "FIT", r"a U-Boot image \(FIT\)"

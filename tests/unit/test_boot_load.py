@@ -36,7 +36,7 @@ def memory() -> GuestMemory:
         (gzip.compress(bytes(100), mtime=0), "is compressed with gzip; what is in it.*gunzip"),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "is compressed with zstd.*unzstd"),
         (b"MZ" + bytes(0x36) + b"ARM\x64" + bytes(500), "is a kernel for arm64"),
-        (b"MZ\0\0zimg" + bytes(500), "is an EFI zboot image"),
+        (b"MZ\0\0zimg" + bytes(500), r"is a Linux kernel \(EFI zboot\)"),
         (b"MZ" + bytes(500), "is a DOS program, not a kernel"),
         (b"\x27\x05\x19\x56" + bytes(60), "is a U-Boot image"),
         (b"070701" + b"0" * 104, "is a cpio archive, not a kernel"),
