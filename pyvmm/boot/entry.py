@@ -163,9 +163,23 @@ class EntryState(NamedTuple):
         )
 
     @classmethod
-    def protected_mode(cls, memory: GuestMemory, eip: int, **registers: int) -> EntryState:
-        """Flat 32-bit mode without paging at ``eip``; writes the GDT."""
-        return cls._flat(memory, _FLAT_CODE_32, {"rip": eip, **registers}, cr0=Cr0.PE | Cr0.ET)
+    def protected_mode(
+        cls,
+        memory: GuestMemory,
+        eip: int,
+        selectors: tuple[int, int] = (BOOT_CS, BOOT_DS),
+        **registers: int,
+    ) -> EntryState:
+        """Flat 32-bit mode without paging at ``eip``; writes the GDT. ``selectors`` are those of
+        code and data."""
+        cs, ds = selectors
+        return cls._flat(
+            memory,
+            _FLAT_CODE_32._replace(selector=cs),
+            {"rip": eip, **registers},
+            data=_FLAT_DATA._replace(selector=ds),
+            cr0=Cr0.PE | Cr0.ET,
+        )
 
     @classmethod
     def real_mode(cls, cs: int, ip: int, **registers: int) -> EntryState:
@@ -203,21 +217,22 @@ class EntryState(NamedTuple):
         memory: GuestMemory,
         code: Segment,
         registers: dict[str, int],
+        data: Segment = _FLAT_DATA,
         *,
         cr0: int,
         cr3: int = 0,
         cr4: int = 0,
         efer: int = 0,
     ) -> EntryState:
-        write_gdt(memory, code, _FLAT_DATA)
+        write_gdt(memory, code, data)
         return cls(
             registers={"rflags": RFLAGS_RESERVED, **registers},
             cs=code,
-            ds=_FLAT_DATA,
-            es=_FLAT_DATA,
-            fs=_FLAT_DATA,
-            gs=_FLAT_DATA,
-            ss=_FLAT_DATA,
+            ds=data,
+            es=data,
+            fs=data,
+            gs=data,
+            ss=data,
             tr=_TSS_32,
             ldt=_NO_LDT,
             gdt=DescriptorTable(layout.BOOT_GDT, GDT_SIZE - 1),
@@ -243,7 +258,7 @@ def entry_name(entry: str) -> str:
 
 
 def write_gdt(memory: GuestMemory, code: Segment, data: Segment) -> None:
-    """The boot GDT: two unused entries, then the two flat segments."""
+    """The boot GDT: the two flat segments, and otherwise unused entries."""
     memory.fill(layout.BOOT_GDT, GDT_SIZE)
     memory.write_u64(layout.BOOT_GDT + code.selector, code.descriptor())
     memory.write_u64(layout.BOOT_GDT + data.selector, data.descriptor())

@@ -121,6 +121,10 @@ _LOWEST_PAGE = PAGE_SIZE
 
 _STACK_SIZE = PAGE_SIZE
 
+QEMU_SELECTORS = (0x08, 0x10)
+"""Code and data. The specifications leave them open, but xv6 loads a GDT of its own in which they
+must be these, and doesn't load CS."""
+
 _MAGIC_AND_FLAGS = struct.Struct("<3I")
 _ADDRESSES = struct.Struct("<5I")
 _INFO = struct.Struct("<17I 48x")
@@ -276,7 +280,9 @@ def entry_state(
 ) -> EntryState:
     """The state at entry (section 3.2), which Multiboot 2 has in common: a magic number in EAX,
     and the address of the information in EBX."""
-    state = EntryState.protected_mode(memory, kernel.entry, rax=rax, rbx=rbx, rsp=loaded.stack_top)
+    state = EntryState.protected_mode(
+        memory, kernel.entry, QEMU_SELECTORS, rax=rax, rbx=rbx, rsp=loaded.stack_top
+    )
     # QEMU has the device for every kernel; test suites ask it for the number of CPUs.
     return state._replace(fw_cfg=True, remark=remark)
 

@@ -96,6 +96,10 @@ class TestTheFirst:
         assert state.registers["rip"] == BASE + 12
         assert state.registers["rax"] == 0x2BADB002
         assert (state.cr0 & 1, state.cr0 >> 31, state.cs.db, state.cs.l) == (1, 0, 1, 0)
+        assert (state.cs.selector, state.ds.selector, state.ss.selector) == (0x08, 0x10, 0x10)
+        for segment in (state.cs, state.ds):
+            place = state.gdt.base + segment.selector
+            assert memory.read_u64(place) == segment.descriptor()
         info = state.registers["rbx"]
         assert memory.read_u32(info) == 0x24D
         line = memory.read(memory.read_u32(info + 16), 200).split(b"\0")[0]
