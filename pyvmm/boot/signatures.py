@@ -313,6 +313,7 @@ SIGNATURES: tuple[tuple[int, bytes, Kind | _Look], ...] = (
     (0x000, _BOOTABLE, _no_kernel("option ROM", "an option ROM", "--firmware is for a BIOS")),
     (0x000, b"DSDT", _no_kernel("ACPI table", "an ACPI table", _RIGHT_FILE)),
     (0x028, b"_FVH", Kind("EFI firmware", "EFI firmware", "; PyVMM starts a BIOS only")),
+    (0x1028, b"_FVH", Kind("EFI firmware", "EFI firmware", "; PyVMM starts a BIOS only")),  # Arm's
     # Others that are seen in the place of kernels.
     (0x000, b"\r\nSYSLINUX", _no_kernel("SYSLINUX", "a part of SYSLINUX", "--disk boots a disk")),
     (0x000, b"version https://git-lfs", _no_kernel("LFS", "a Git LFS pointer", "git lfs pull")),

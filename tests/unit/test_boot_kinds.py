@@ -248,6 +248,7 @@ TABLE = {
     "option ROM": (header(b"\x55\xaa\x02"), "option ROM", "an option ROM, not a kernel"),
     "ACPI table": (header(b"DSDT\0"), "ACPI table", "an ACPI table"),
     "OVMF": (at((0x28, b"_FVH"), size=600), "EFI firmware", "EFI firmware; PyVMM starts a BIOS"),
+    "AAVMF": (at((0x1028, b"_FVH"), size=4608), "EFI firmware", "EFI firmware; PyVMM starts a"),
     "BIOS": (
         at((64 * KIB - 16, b"\xea\x5b\xe0\0\xf0"), size=64 * KIB), "ROM", "BIOS .*--firmware starts"
     ),
