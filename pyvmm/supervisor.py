@@ -410,7 +410,7 @@ class Supervisor:
 
 def _has_text(machine: Machine) -> bool:
     """Whether there is something on a text screen that nobody has seen."""
-    cells = machine.memory.view(layout.TEXT_SCREEN, layout.TEXT_SCREEN_SIZE)
+    cells = machine.memory.view(layout.TEXT_SCREEN, 2 * 80 * 25)
     if cells == bytes(len(cells)):
         return False
     from pyvmm.devices.text_screen import has_text  # here, because most guests don't touch it

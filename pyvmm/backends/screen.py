@@ -97,6 +97,10 @@ class ScreenBackend:
                 self._line_ended_ns = self._loop.now_ns()
                 self._transcript.look(self._picture(), self._line_ended_ns)
 
+    def restarted(self) -> None:
+        with self._lock:
+            self._transcript.restart()
+
     # The stream's side: pyvmm.backends.character.CharacterDevice.
 
     def receive(self, data: bytes | bytearray) -> int:

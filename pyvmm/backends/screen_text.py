@@ -65,6 +65,13 @@ class Transcript:
         self._end_line(out)
         self._flush(out)
 
+    def restart(self) -> None:
+        """What comes now has nothing to do with what was there, even if it looks the same."""
+        out: list[str] = []
+        self._end_line(out)
+        self._flush(out)
+        self._rows, self._picture, self._above = [], None, None
+
     def _flush(self, out: list[str]) -> None:
         if out:
             self.begun = True

@@ -53,6 +53,7 @@ def run(**options: Any) -> None:
       pyvmm run -k bzImage -i initrd.img -d disk.raw,error=eio@5%,seed=7 -n tap0,drop=1%
       pyvmm run -k bzImage -d disk.raw --rng --balloon size=256M,stats=5
       pyvmm run -d data.raw -d system.raw,bootindex=1
+      pyvmm run -k myos.bin --screen
       pyvmm run -k bzImage -d disk.raw --vsock cid=3,path=/tmp/v.sock --on-reboot restart
 
     \b

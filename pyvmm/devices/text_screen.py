@@ -152,6 +152,9 @@ class ScreenView(Protocol):
         """The cursor is at the beginning of a line, so that one may just have been completed. On
         the thread of the vCPU that moved it."""
 
+    def restarted(self) -> None:
+        """The machine was reset, and the screen will be empty before the guest goes on."""
+
 
 class TextScreen(Device):
     """The adapter; ``view`` is told where lines end. Ports are 8 bits each (``max_size=1``), in
@@ -354,6 +357,8 @@ class TextScreen(Device):
 
     def reset(self) -> None:
         self._power_on()
+        if self._view is not None:
+            self._view.restarted()
 
     def save(self) -> dict[str, Any]:
         with self.lock:

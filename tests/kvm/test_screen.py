@@ -227,6 +227,21 @@ class TestLog:
         assert ended.status == 0, ended
         assert ended.lines == ["Booting from disk 1", "Hello from INT 10h", "A:\\> dir c:\\*.*"]
 
+    def test_after_a_reset_it_begins_anew(self, tmp_path: Path) -> None:
+        again = """
+            mov al, 0x50; out 0x70, al; in al, 0x71     # a byte of the clock's RAM
+            test al, al
+            jnz 5f
+            mov al, 1; out 0x71, al
+            mov al, 0xFE; out 0x64, al
+            6: jmp 6b
+            5:
+        """
+        options = flat(tmp_path, HELLO, again + POWER_OFF)
+        ended = run(*options, "--screen", "--on-reboot", "restart")
+        assert ended.status == 0, ended
+        assert ended.lines == ["Hello from 32 bits ☺"] * 2
+
     def test_json_has_its_lines(self, tmp_path: Path) -> None:
         result = tmp_path / "result.json"
         run(*flat(tmp_path, HELLO), "--screen=null", "--json", str(result))

@@ -41,6 +41,9 @@ class View:
     def line_ended(self) -> None:
         self.ended += 1
 
+    def restarted(self) -> None:
+        self.ended = 0
+
 
 class Rig:
     """The adapter on a bus, as on the board."""
@@ -213,7 +216,9 @@ def test_the_palette(rig: Rig) -> None:
 def test_a_reset_returns_to_80_by_25(rig: Rig) -> None:
     rig.crtc(Crtc.MAXIMUM_SCAN_LINE, 0x47)
     rig.word(Crtc.START_HIGH, 80)
+    rig.view.ended = 5
     rig.device.reset()
+    assert rig.view.ended == 0
     assert rig.picture == Picture(80, 25, BLANK * 2000, (0, 0), True)
 
 
