@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pyvmm.boot import protocol
+from pyvmm.boot import kind, protocol
 from pyvmm.boot.entry import EntryState
 from pyvmm.boot.image import Image, ImageFile
 from pyvmm.boot.memory_map import memory_option
@@ -56,7 +56,7 @@ def load(
                 return load_flat(image, memory)
             return load_flat(image, memory, mode=flat.mode, address=flat.address)
         return load_kernel(
-            image,
+            _unpacked(image),
             memory,
             command_line=command_line,
             words=words,
@@ -64,6 +64,16 @@ def load(
             entry=entry,
             rsdp=rsdp,
         )
+
+
+def _unpacked(image: ImageFile) -> Image:
+    """The image, or what is in it if that is a compressed kernel."""
+    if kind.kernel_kind(image) is not None:
+        return image
+    from pyvmm.boot import packed  # most kernels are compressed inside, if at all
+
+    found = packed.compression_of(image)
+    return image if found is None else packed.unpack(image, found)
 
 
 def load_kernel(

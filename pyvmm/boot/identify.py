@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pyvmm import boot
-from pyvmm.boot import kind, multiboot, multiboot2, payload, protocol, real_mode
+from pyvmm.boot import kind, multiboot, multiboot2, packed, payload, protocol, real_mode
 from pyvmm.boot.bzimage import DEFAULT_CMDLINE_SIZE, DEFAULT_INITRD_ADDR_MAX, BzImage
 from pyvmm.boot.elf import ELFCLASS64, EM_X86_64, PLAUSIBLE_RAM_END, ElfImage
 from pyvmm.boot.entry import entry_name
@@ -39,33 +39,48 @@ def describe(path: str | os.PathLike[str]) -> Description:
     * ``how``: by which entry point, with ``why`` if there are several, and ``boot_options``: what
       `run --boot` would take, the default first; or ``problem``: why not.
 
-    The others depend on the kind; addresses and sizes are numbers.
+    The others depend on the kind; addresses and sizes are numbers. A kernel whose whole file is
+    compressed has the facts of what is in it, and ``packed``: with what.
     """
     with ImageFile(path) as image:
-        image_kind = kind.kind_of(image)
-        facts: Description = {"file": image.name, "size": image.size, "kind": image_kind.name}
-        if image_kind.contains:
-            facts["contains"] = image_kind.contains
+        packing = packed.compression_of(image)
+        if packing is None:
+            return _describe(image)
+        outside: Description = {"file": image.name, "size": image.size, "packed": packing.name}
         try:
-            chosen = protocol.choose(image, "auto")
-            if image_kind.verdict:  # and yet it is chosen
-                facts["kind"] = "Multiboot"
-            ways = _Ways({}, {})
-            if image_kind is kind.BZIMAGE:
-                _describe_bzimage(BzImage(image), facts, ways)
-            elif image_kind is kind.ELF:
-                _describe_elf(ElfImage(image), facts, ways)
-            _describe_multiboot(image, chosen, facts, ways)
-            _describe_boot(image, chosen, facts, ways)
-        except PyvmmError as error:
-            facts |= {"boots": False, "problem": str(error)}
-        return facts
+            kernel = packed.unpack(image, packing)
+        except ImageError as error:
+            return outside | {"kind": packing.name, "boots": False, "problem": str(error)}
+        return outside | _describe(kernel) | {"size": image.size}
+
+
+def _describe(image: Image) -> Description:
+    image_kind = kind.kind_of(image)
+    facts: Description = {"file": image.name, "size": image.size, "kind": image_kind.name}
+    if image_kind.contains:
+        facts["contains"] = image_kind.contains
+    try:
+        chosen = protocol.choose(image, "auto")
+        if image_kind.verdict:  # and yet it is chosen
+            facts["kind"] = "Multiboot"
+        ways = _Ways({}, {})
+        if image_kind is kind.BZIMAGE:
+            _describe_bzimage(BzImage(image), facts, ways)
+        elif image_kind is kind.ELF:
+            _describe_elf(ElfImage(image), facts, ways)
+        _describe_multiboot(image, chosen, facts, ways)
+        _describe_boot(image, chosen, facts, ways)
+    except PyvmmError as error:
+        facts |= {"boots": False, "problem": str(error)}
+    return facts
 
 
 def is_linux(path: str | os.PathLike[str]) -> bool:
     """Whether the file is a Linux kernel: any bzImage (a few other programs come in its clothes),
     or an ELF file with Linux's banner. ImageError if it can't be read."""
-    with ImageFile(path) as image:
+    with ImageFile(path) as file:
+        packing = packed.compression_of(file)
+        image = file if packing is None else packed.unpack(file, packing)
         image_kind = kind.kernel_kind(image)
         if image_kind is kind.ELF:
             return bool(_linux_version(ElfImage(image)))
@@ -323,7 +338,8 @@ def _printable(text: str) -> str:
 
 def format_description(facts: Description) -> str:
     """The facts as lines for people to read; what is empty is left out."""
-    lines = [f"{_printable(facts['file'])}: {facts['kind']}, {_size(facts['size'])}"]
+    packing = f", compressed with {facts['packed']}" if "packed" in facts else ""
+    lines = [f"{_printable(facts['file'])}: {facts['kind']}{packing}, {_size(facts['size'])}"]
     for key, label, show in _LINES:
         text = "" if facts.get(key, "") in ("", []) else show(facts[key])
         if text:

@@ -75,7 +75,8 @@ OPTIONS = (
         "--kernel",
         file=True,
         metavar="FILE",
-        help="bzImage or ELF kernel.  [default: a BIOS boots the floppy or the first disk]",
+        help="bzImage or ELF kernel, compressed (gzip, xz …) or not.  [default: a BIOS boots the"
+        " floppy or the first disk]",
     ),
     Option(
         "--firmware", file=True, metavar="FILE", help="A ROM to start from, not PyVMM's own BIOS."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import random
 import re
 import struct
 import sys
@@ -157,13 +158,12 @@ TABLE = {
     "deb": (header(b"!<arch>\ndebian-binary"), "deb", "a Debian package.*dpkg-deb -x"),
     "ar": (header(b"!<arch>\nx.o/"), "ar", "a library of object files"),
     # Compressed.
-    "gzip": (gzip.compress(ELF_64), "gzip", "an ELF file, compressed with gzip .gunzip it first"),
-    "bzip2": (bz2.compress(ELF_64), "bzip2", "an ELF file, compressed with bzip2 .bunzip2 it"),
-    "xz": (lzma.compress(bzimage()), "xz", "a bzImage, compressed with xz .unxz it first"),
-    "lzma": (lzma.compress(ELF_64, lzma.FORMAT_ALONE), "lzma", "compressed with lzma .unlzma it"),
-    "zstd": (zstandard.compress(ELF_64), "zstd", "an ELF file, compressed with zstd .unzstd it"),
-    "lz4": (lz4.frame.compress(ELF_64), "lz4", "an ELF file, compressed with lz4 .unlz4 it"),
-    "legacy lz4": (lz4_legacy(ELF_64), "lz4", "an ELF file, compressed with lz4 .unlz4 it first"),
+    "bzip2": (bz2.compress(CPIO), "bzip2", "a cpio archive compressed with bzip2, .*--initrd"),
+    "xz": (lzma.compress(CPIO), "xz", "a cpio archive compressed with xz, .*--initrd takes it"),
+    "lzma": (lzma.compress(CPIO, lzma.FORMAT_ALONE), "lzma", "archive compressed with lzma, "),
+    "zstd": (zstandard.compress(CPIO), "zstd", "a cpio archive compressed with zstd, .*--initrd"),
+    "lz4": (lz4.frame.compress(CPIO), "lz4", "a cpio archive compressed with lz4, .*--initrd"),
+    "legacy lz4": (lz4_legacy(CPIO), "lz4", "a cpio archive compressed with lz4, .*--initrd"),
     "lzo": (header(b"\x89LZO\0\r\n\x1a\n"), "lzo", "compressed with lzo; what is in it is unknown"),
     "initrd.gz": (gzip.compress(CPIO), "gzip", "a cpio archive compressed with gzip, .*--initrd"),
     "arm64.gz": (
@@ -350,3 +350,37 @@ def test_what_a_file_says_can_not_control_the_terminal(write) -> None:
     banner = b"Linux version 6.1\x1b[2J\nline two\0"
     text = identify.format_description(identify.describe(write(elf(Segment(BASE, banner)))))
     assert "6.1\ufffd[2J\ufffdline two" in text
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
+    "zstd": zstandard.compress,
+    "lz4": lz4.frame.compress,
+}
+
+
+@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize("kernel", [ELF_64, bzimage()], ids=["ELF", "bzImage"])
+def test_a_compressed_kernel_is_unpacked(write, name: str, kernel: bytes) -> None:
+    """As GRUB does it, with xen.gz and the like."""
+    plain = identify.describe(write(kernel))
+    path = write(PACKERS[name](kernel))
+    facts = identify.describe(path)
+    assert facts == plain | {"packed": name, "size": path.stat().st_size}
+    assert f", compressed with {name}, " in identify.format_description(facts)
+    memory = GuestMemory(facts["minimum_memory"])
+    state = boot.load(path, memory)
+    assert state.registers["rip"] == facts["entry_points"][facts["boot_options"][0]]
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_a_damaged_compressed_kernel(write, name: str) -> None:
+    data = bytearray(PACKERS[name](elf(Segment(BASE, random.Random(1).randbytes(300 * KIB)))))
+    data[200 * KIB : 300 * KIB] = bytes(100 * KIB)
+    path = write(data)
+    assert identify.describe(path)["boots"] is False
+    with pytest.raises(ImageError, match=re.escape(str(path))):
+        boot.load(path, GuestMemory(4 * MIB))
