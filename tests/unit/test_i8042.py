@@ -239,6 +239,16 @@ def test_keyboard_that_does_not_scan_is_mute(rig: Rig) -> None:
     assert rig.drain() == [0x1E]
 
 
+def test_whoever_types_learns_whether_the_keyboard_took_it(rig: Rig) -> None:
+    taken = [rig.device.key(b"\x1c\xf0\x1c") for _ in range(7)]
+    assert taken == [True] * 5 + [False] * 2, "one byte is in the controller, 16 fit the keyboard"
+    assert bytes(rig.drain()) == b"\x1e\x9e" * 5
+    assert rig.device.key(b"\x1c\xf0\x1c")
+    rig.drain()
+    rig.keyboard(0xF5)
+    assert not rig.device.key(b"\x1c\xf0\x1c")
+
+
 # Make and break, in set 2 and in set 1.
 @pytest.mark.parametrize(
     ("set_2", "set_1"),
