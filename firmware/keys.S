@@ -7,7 +7,7 @@
  */
 #include "bios.h"
 
-        .globl  int09, set_up_keyboard, shift_flags, extended_shift_flags
+        .globl  int09, set_up_keyboard, shift_flags, extended_shift_flags, reboot
 
 /* BDA_SHIFT_FLAGS: what is held down, and what is on. */
 #define SHIFT_RIGHT 0x01

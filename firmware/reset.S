@@ -2,7 +2,7 @@
  * The reset vector, and the power-on self test: the machine is brought into the state in which the
  * software of 1984 expects it. There is little to test, and little that could fail.
  *
- * It runs again whenever somebody jumps to F000:FFF0, from whatever state.
+ * Who jumps to F000:FFF0 wants a reboot: the second time, the machine is reset.
  */
 #include "bios.h"
 
@@ -15,9 +15,15 @@ reset_vector:
         .byte   0xFC                    // F000:FFFE, the model: AT
         .byte   0
 
+        .data
+has_run:
+        .byte   0                       // a reset loads the ROM again
         .text
 post:   cli
         cld
+        cmp     byte ptr cs:[has_run], 0
+        jne     reboot
+        mov     byte ptr cs:[has_run], 1
         mov     al, 0x80                // NMI off as well, and on again below
         out     CMOS_INDEX, al
         xor     ax, ax

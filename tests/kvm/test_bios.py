@@ -200,6 +200,13 @@ def test_reboots(tmp_path: Path, how: str) -> None:
     assert ended.lines == ["Booting from disk 1", "started"] * 3
 
 
+def test_a_jump_to_the_beginning_is_a_reboot(tmp_path: Path) -> None:
+    """GRUB's `reboot`, and DOS programs': it ends a run as every other reboot does."""
+    ended = run("-d", disk(tmp_path / "disk", "ljmp 0xffff, 0"))
+    assert (ended.status, ended.lines) == (0, ["Booting from disk 1"])
+    assert "guest rebooted" in ended.stderr
+
+
 def test_a_virtio_driver_keeps_its_disk_from_the_bios(tmp_path: Path) -> None:
     """Once DRIVER_OK is set, until the BIOS starts again."""
     source = """
