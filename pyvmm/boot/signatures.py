@@ -100,6 +100,9 @@ def _mz(image: Image) -> Kind:
     header = _pe_header(image)
     if header is None:
         return _no_kernel("DOS program", "a DOS program", _RIGHT_FILE)
+    if image.size <= SECTOR_SIZE:  # a bzImage's second sector tells it from an EFI program
+        noun = f"only the first {image.size} bytes of a kernel or a program"
+        return Kind("truncated", noun, ", not the whole of it", "copy it again")
     if not header.is_efi:
         return _no_kernel("Windows program", f"a Windows program for {header.cpu}", _RIGHT_FILE)
     starts = range(0, len(header.sections), _PE_SECTION_SIZE)

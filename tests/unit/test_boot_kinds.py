@@ -39,7 +39,8 @@ def portable_executable(machine: int, subsystem: int, *sections: bytes) -> bytes
     optional = at((68, struct.pack("<H", subsystem)), size=240)
     header = struct.pack("<4s2H12x2H", b"PE\0\0", machine, len(sections), len(optional), 0)
     table = b"".join(name.ljust(40, b"\0") for name in sections)
-    return at((0, b"MZ"), (0x3C, struct.pack("<I", 0x80)), (0x80, header + optional + table))
+    start = at((0, b"MZ"), (0x3C, struct.pack("<I", 0x80)), (0x80, header + optional + table))
+    return start.ljust(600, b"\0")
 
 
 def multiboot(flags: int, *addresses: int) -> bytes:
@@ -138,6 +139,10 @@ TABLE = {
     "Android": (header(b"ANDROID!"), "Android boot image", "an Android boot image"),
     # Programs.
     "EFI": (portable_executable(0x8664, 10), "EFI", "EFI program for x86-64; PyVMM has no EFI"),
+    "cut EFI": (
+        portable_executable(0x8664, 10)[:512], "truncated",
+        "only the first 512 bytes of a kernel or a program",
+    ),
     "UKI": (
         portable_executable(0x8664, 10, b".text", b".linux"), "UKI",
         r"a unified kernel image \(EFI\) for x86-64; .*objcopy -O binary -j \.linux FILE vmlinuz",
