@@ -329,7 +329,7 @@ def test_starting_again_by_an_entry_point(tmp_path: Path, how: str) -> None:
     """
     path = tmp_path / "disk"
     path.write_bytes(assemble(source, address=0x7C00).ljust(510, b"\0") + b"\x55\xaa" + bytes(4096))
-    words = [*PYVMM, "run", "-d", str(path), "--timeout", str(TIMEOUT)]
+    words = [*PYVMM, "run", "-d", str(path), "--on-reboot", "restart", "--timeout", str(TIMEOUT)]
     ended = run_to_end(words, b"", TIMEOUT)
     assert ended.status == 0
     assert ended.lines == ["Booting from disk 1"] * 2
