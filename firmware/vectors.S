@@ -129,9 +129,9 @@ on_master_irq:
 1:      pop     ax
         iret
 
-/* IRQ 4 and 5 have the vectors that the CPU uses for an operand beyond the end of a segment, the
- * stack's and another's. If the PIC has no such interrupt in service it was that; or somebody's
- * handler has called this one when all was done. A fault comes again at once. */
+/* IRQ 4 and 5 have the vectors that the CPU uses for stack and protection faults, such as an operand
+ * beyond the end of a segment. If the PIC has no such interrupt in service it was a fault; or
+ * somebody's handler has called this one when all was done. A fault comes again at once. */
 .macro  irq_or_fault number, message
         push    ax
         mov     al, 0x0B                // OCW3: read the in-service register
