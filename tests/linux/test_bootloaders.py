@@ -51,7 +51,7 @@ def test_grub_boots_debian_from_its_disk(disk: Path) -> None:
         guest.read_until(MENU)
         guest.write(b"e")
         guest.read_until(b"Ctrl-x")
-        # The line for Linux is the third. Without what a login doesn't need: half of the time.
+        # The third line is Linux's. getty.target is what a login needs, and little else.
         guest.write(2 * DOWN + END_OF_LINE + b" edited systemd.unit=getty.target" + BOOT)
         guest.read_until(b"debian login: ")
         guest.write(b"root\n")
