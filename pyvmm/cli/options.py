@@ -96,8 +96,8 @@ OPTIONS = (
         repeat=True,
         metavar="FILE[,readonly=on][,serial=TEXT][,bootindex=N][,interface=ide][,error=…]"
         "[,latency=TIME][,seed=N][,transport=…]",
-        help="Raw image or block device, as /dev/vda; again for vdb and on. With interface=ide it is"
-        " on an IDE channel, for kernels without virtio; up to 4 are. bootindex is its place"
+        help="Raw image or block device, as /dev/vda; again for vdb and on. With interface=ide it"
+        " is on an IDE channel, for kernels without virtio; up to 4 are. bootindex is its place"
         " among those that the BIOS tries to boot. error=eio@sector=8..15,"
         " error=eio@write@5% and latency=10ms are faults to inject (docs/faults.md).",
     ),

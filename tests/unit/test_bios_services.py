@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.backends.disk import DiskImage
+from pyvmm.backends.floppy import Floppy
 from pyvmm.boot import firmware
 from pyvmm.boot.entry import RealModeKernel
 from pyvmm.boot.firmware import BiosFacts
 from pyvmm.boot.memory_map import MapEntry, MemoryType
-from pyvmm.backends.floppy import Floppy
 from pyvmm.devices.bios_services import (
     FIRST_DISK,
     REQUEST,
