@@ -266,7 +266,8 @@ def test_a_virtio_driver_keeps_its_disk_from_the_bios(tmp_path: Path) -> None:
         gdt_pointer: .word 15
         .long gdt
     """
-    ended = run("-d", disk(tmp_path / "disk", source), "--debug-exit")
+    options = ["--debug-exit", "--on-reboot", "restart"]
+    ended = run("-d", disk(tmp_path / "disk", source), *options)
     assert ended.status == 0x2A << 1 | 1
     assert ended.lines == ["Booting from disk 1"] * 2
 
