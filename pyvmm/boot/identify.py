@@ -46,12 +46,12 @@ def describe(path: str | os.PathLike[str]) -> Description:
         packing = packed.compression_of(image)
         if packing is None:
             return _describe(image)
-        outside: Description = {"file": image.name, "size": image.size, "packed": packing.name}
+        facts: Description = {"file": image.name, "size": image.size, "kind": packing.name}
         try:
             kernel = packed.unpack(image, packing)
         except ImageError as error:
-            return outside | {"kind": packing.name, "boots": False, "problem": str(error)}
-        return outside | _describe(kernel) | {"size": image.size}
+            return facts | {"boots": False, "problem": str(error)}
+        return _describe(kernel) | {"size": image.size, "packed": packing.name}
 
 
 def _describe(image: Image) -> Description:

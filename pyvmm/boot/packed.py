@@ -31,7 +31,7 @@ def unpack(image: Image, found: compression.Compression) -> Image:
     try:
         data = compression.unpack(image.name, found, image.read(0, LIMIT), LIMIT + 1)
     except ValueError as error:
-        raise ImageError(f"kernel {error}") from error
+        raise ImageError(f"kernel {error} ({found.name})") from error
     if len(data) > LIMIT:
         raise ImageError(f"kernel {image.name} unpacks to more than {LIMIT // MIB} MiB")
     return ImageBytes(image.name, data)

@@ -386,6 +386,8 @@ def test_a_damaged_compressed_kernel(write, name: str) -> None:
     data = bytearray(PACKERS[name](elf(Segment(BASE, random.Random(1).randbytes(300 * KIB)))))
     data[200 * KIB : 300 * KIB] = bytes(100 * KIB)
     path = write(data)
-    assert identify.describe(path)["boots"] is False
+    facts = identify.describe(path)
+    assert (facts["kind"], facts["boots"]) == (name, False)
+    assert "packed" not in facts
     with pytest.raises(ImageError, match=re.escape(str(path))):
         boot.load(path, GuestMemory(4 * MIB))
