@@ -85,8 +85,9 @@ def call() -> int:
         sentence = f"{error.format_message().rstrip('.')} (see '{_command_of(error)} --help')"
         if sys.argv[1:2] == ["run"]:
             from pyvmm.cli.files import leave_usage_error
+            from pyvmm.cli.run import readable
 
-            leave_usage_error(sys.argv[2:], sentence)
+            leave_usage_error(readable(sys.argv[2:]), sentence)
         raise ConfigError(sentence) from error
     except click.ClickException as error:
         raise PyvmmError(error.format_message()) from error

@@ -50,17 +50,9 @@ def run_with_files(options: dict[str, Any], prepare: Prepare) -> int:
     return outcome.status or (FAILED if lost else 0)
 
 
-def leave_usage_error(words: list[str], sentence: str) -> None:
-    """The arguments ``words`` of ``pyvmm run`` can't be read. The result files that they name, as
-    far as they can be, get the error: no earlier run's result must pass for this one's."""
-    from pyvmm.cli.run import run
-
-    context = run.make_context(
-        "run", words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
-    )
-    options: dict[str, Any] = {name: value or None for name, value in context.params.items()}
-    for name in ("disks", "floppies", "traces", "ports", "serial"):
-        options[name] = options[name] or ()
+def leave_usage_error(options: dict[str, Any], sentence: str) -> None:
+    """The arguments of ``pyvmm run`` can't be read. The result files that are among ``options``,
+    as far as these could be, get the error: no earlier run's result must pass for this one's."""
     files = {f"--{key}": options[key] for key in ("json", "junit") if options[key] is not None}
     if not files:
         return

@@ -70,3 +70,12 @@ def run(**options: Any) -> None:
       2v+1 the guest wrote v to the debug exit port
     """
     click.get_current_context().exit(launch(options))
+
+
+def readable(words: list[str]) -> dict[str, Any]:
+    """The options in ``words`` (what comes after ``run``), as far as they can be read."""
+    context = run.make_context(
+        "run", words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    defaults = {option.name: option.default for option in OPTIONS}
+    return {name: value or defaults[name] for name, value in context.params.items()}
