@@ -1,5 +1,5 @@
 /*
- * Long mode: an ATA driver (ATA/ATAPI-7) for drive 0 of the first IDE channel, by PIO; each block
+ * Long mode: an ATA driver (ATA/ATAPI-6) for drive 0 of the first IDE channel, by PIO; each block
  * of data by an interrupt. Words on the command line:
  *
  *   readonly  the disk is: a write must fail, and none is tried otherwise

@@ -1,10 +1,9 @@
 """Hard disks on the two IDE channels of a PC, as every kernel with an ATA driver finds them.
 
-Documents: AT Attachment with Packet Interface - 7 (ATA/ATAPI-7, INCITS 397): volume 1, chapter 6
-(commands), and volume 2, chapters 5 (registers; 5.2.3 for a device 1 that isn't there) and 11
-(protocols). CHS addresses, and commands that are only in earlier standards, are those of
-ATA/ATAPI-5. Data move by PIO alone, which is all that a channel without a bus master can do; a
-drive's IDENTIFY data say so.
+Document: AT Attachment with Packet Interface - 6 (ATA/ATAPI-6, INCITS 361), chapters 7 (registers),
+8 (commands) and 9 (protocols). CHS addresses, and commands that are only in earlier standards, are
+those of ATA/ATAPI-5 and 4; ATA/ATAPI-7 changes nothing that there is here. Data move by PIO alone,
+which is all that a channel without a bus master can do; a drive's IDENTIFY data say so.
 
 The vCPU that accesses the data port moves a block of at most 16 sectors between the image and the
 drive's buffer by itself: that is a system call of microseconds, less than it would take to wake a
@@ -122,7 +121,7 @@ WITH_RETRIES = (Command.READ_SECTORS, Command.WRITE_SECTORS, Command.READ_VERIFY
 
 
 class Feature:
-    """What SET FEATURES takes (6.49)."""
+    """What SET FEATURES takes (8.46)."""
 
     ENABLE_WRITE_CACHE, DISABLE_WRITE_CACHE = 0x02, 0x82
     TRANSFER_MODE = 0x03
@@ -190,7 +189,7 @@ class Drive:
         return min(most, self.sectors // (heads * per_track))
 
     def identify(self) -> bytes:
-        """The 512 bytes of IDENTIFY DEVICE (6.17)."""
+        """The 512 bytes of IDENTIFY DEVICE (8.15)."""
         heads, per_track = self._default_geometry
         cylinders = self.cylinders(heads, per_track, 16383)
         current = self.cylinders(self.heads, self.per_track, 65535)
@@ -219,7 +218,7 @@ class Drive:
             85: 0x4008 | 0x0020 * self.write_cache | 0x0040 * self.look_ahead,
             86: 0x3400,
             87: 0x4000,
-            106: 0x6003,  # physical sectors of 2**3 logical ones
+            106: 0x6003,  # physical sectors of 2**3 logical ones, in ATA-7
         }
         data = bytearray(SECTOR_SIZE)
         for number, value in words.items():
@@ -319,7 +318,7 @@ class AtaChannel(Device):
 
     def _sign(self) -> None:
         """The state after every reset: nothing under way, drive 0 selected, and the signature of a
-        drive without the packet commands (volume 2, 5.14)."""
+        drive without the packet commands (9.12)."""
         self._phase = Phase.IDLE
         self._position = self._end = 0
         self._lba = self._left = self._block = 0
@@ -403,7 +402,7 @@ class AtaChannel(Device):
         return (self._previous if self._control & Control.HOB else self._file)[offset]
 
     def _status(self) -> int:
-        """Drive 0 answers for a drive 1 that isn't there (volume 2, 5.2.3), and says 0."""
+        """Drive 0 answers for a drive 1 that isn't there (9.16.1), and says 0."""
         drive = self._selected
         if drive is None:
             return 0
@@ -796,6 +795,6 @@ class AtaChannel(Device):
 
 def _text(text: str, length: int) -> bytes:
     """As IDENTIFY has it: padded with spaces, and the first of each two characters in the higher
-    byte (6.17.1)."""
+    byte (8.15)."""
     data = text.encode("ascii", "replace")[:length].ljust(length)
     return b"".join(bytes((data[i + 1], data[i])) for i in range(0, length, 2))

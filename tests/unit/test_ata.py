@@ -1,4 +1,4 @@
-"""The IDE channels against ATA/ATAPI-7, and against what drivers do with them."""
+"""The IDE channels against ATA/ATAPI-6, and against what drivers do with them."""
 
 from __future__ import annotations
 
