@@ -6,7 +6,7 @@
  * where it has to move or to change colour: nothing but the text itself for a program that prints
  * line by line. What programs write to B800:0000 themselves isn't seen there.
  *
- * With an adapter (pyvmm run --screen) whose memory that is, its cursor goes where the screen's is.
+ * With an adapter, whose memory that is, its cursor goes where the screen's is.
  *
  * The terminal's cursor is moved relative to where it is, and down by line feeds. So the screen may
  * begin at any of the terminal's lines, and lines that it scrolls away aren't lost.

@@ -245,6 +245,16 @@ class Machine:
         return tables
 
     @property
+    def _wants_adapter(self) -> bool:
+        """Whether the guest may count on a text adapter, though nobody sees its screen: anything
+        that a PC's firmware or a boot loader starts, and what comes with no header. Linux and
+        kernels for PVH are told what there is."""
+        config = self.config
+        flat = config.flat is not None or config.entry == "real"
+        multiboot = self._fw_cfg == {}
+        return config.screen is None and (self._bios is not None or multiboot or flat)
+
+    @property
     def _mmio_slots(self) -> list[layout.MmioSlot]:
         return [layout.virtio_mmio_slot(number) for number in range(self.config.mmio_devices)]
 
@@ -288,6 +298,8 @@ class Machine:
             plug(self.config.devices, board)  # last, so that they yield to all others
         if self._fw_cfg == {} and board.is_free(layout.FW_CFG, layout.FW_CFG_PORTS):
             board.add_fw_cfg(self.config.cpus, self._fw_cfg)
+        if self._wants_adapter and board.is_free(*layout.TEXT_SCREEN_PORTS):
+            board.add_text_screen(None)
         if self._bios is not None:
             if self._bios.kernel is None:
                 for path in self.peripherals.floppies_among_disks():

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -259,19 +259,22 @@ class TestWithout:
         assert HINT not in run(*flat(tmp_path, HELLO, serial + POWER_OFF)).stderr
         assert HINT not in run(*flat(tmp_path, "")).stderr
 
-    def test_there_is_no_adapter(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("options", [[], ["--screen=null"]])
+    @pytest.mark.parametrize("start", [flat, disk])
+    def test_there_is_an_adapter_for_who_counts_on_one(
+        self, tmp_path: Path, start: Callable[[Path, str], list[str]], options: list[str]
+    ) -> None:
+        """xv6, say, looks for the cursor's place before it prints."""
         probe = """
             mov dx, 0x3D4; mov ax, 0x5A0F; out dx, ax; inc dx; in al, dx
             out 0xF4, al
         """
-        there = run(*flat(tmp_path, probe), "--debug-exit", "--screen=null")
-        assert there.status == (0x5A << 1 | 1) & 0xFF
-        assert run(*flat(tmp_path, probe), "--debug-exit").status == 0xFF
+        ended = run(*start(tmp_path, probe), "--debug-exit", *options)
+        assert ended.status == (0x5A << 1 | 1) & 0xFF, ended
 
-    def test_nothing_of_it_is_imported(self, tmp_path: Path) -> None:
-        options = flat(tmp_path, "")
-        words = [sys.executable, "-X", "importtime", *command(*options)[1:]]
-        said = run_to_end(words, b"", TIMEOUT).stderr
+    def test_a_kernel_that_is_told_what_there_is_has_none(self, guests: Path) -> None:
+        words = [sys.executable, "-X", "importtime", *PYVMM[1:], "run", "--debug-exit"]
+        said = run_to_end([*words, "-k", str(guests / "at_once")], b"", TIMEOUT).stderr
         assert "pyvmm.machine" in said
         assert "screen" not in said
 
