@@ -89,8 +89,8 @@ class LabError(Exception):
     """The lab itself doesn't work, and this is the sentence about it."""
 
 
-class StandstillError(LabError):
-    """The lab has stopped in the middle of its job."""
+class LostError(LabError):
+    """The lab has stopped in the middle of its job, or has crashed there."""
 
 
 class NotUpError(LabError):
@@ -308,9 +308,9 @@ class Lab:
             return STATUS_TIMEOUT
         log = f"its last lines, of {self._keep_log()}:\n{self._last_lines()}"
         if time.monotonic() < self._deadline:
-            raise LabError(f"the lab ended by itself; {log}")
+            raise (LostError if self._is_up else LabError)(f"the lab ended by itself; {log}")
         if self._is_up:
-            raise StandstillError(f"the lab gave no sign of life for {SILENCE_SECONDS} s; {log}")
+            raise LostError(f"the lab gave no sign of life for {SILENCE_SECONDS} s; {log}")
         raise NotUpError(f"the lab isn't up after {BOOT_SECONDS} s; {log}")
 
     def _last_lines(self) -> str:
@@ -460,16 +460,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--force-lab", action="store_true", help="use the lab even if it isn't needed")
     option("--memory", default="4G", help="of the lab (default: 4G)")
     option("--timeout", type=float, metavar="SECONDS", help="end everything then, with status 124")
-    option(
-        "--attempts", type=int, default=1, metavar="N", help="if the lab stands still, start anew"
-    )
+    option("--attempts", type=int, default=1, metavar="N", help="if the lab is lost, start anew")
     option("command", nargs="+", metavar="COMMAND")
     return parser.parse_args(arguments)
 
 
 def run_in_lab(options: argparse.Namespace) -> int:
     """Run the command in a lab. If that doesn't come up, nothing has begun, so start over; if it
-    stands still later, start over as often as the user allows."""
+    is lost later, start over as often as the user allows."""
     boots, attempts = BOOT_ATTEMPTS, options.attempts
     while True:
         lab = Lab(
@@ -485,7 +483,7 @@ def run_in_lab(options: argparse.Namespace) -> int:
             if not boots:
                 raise
             say(f"{error}\nlab: starting it again")
-        except StandstillError as error:
+        except LostError as error:
             attempts -= 1
             if not attempts:
                 raise

@@ -159,14 +159,21 @@ def test_exit_status_without_a_lab(job: list[str], timeout: float | None, status
 
 
 @BOOTS
-def test_a_lab_that_stands_still_is_replaced() -> None:
-    """The first lab falls silent, the second one does the job."""
-    mark = lab.RESULTS / "stood-still"
+@pytest.mark.parametrize(
+    ("loss", "complaint"),
+    [
+        ("kill -STOP $(ps -C sleep -o ppid=)", "no sign of life"),
+        ("echo c > /proc/sysrq-trigger", "ended by itself"),
+    ],
+)
+def test_a_lab_that_is_lost_is_replaced(loss: str, complaint: str) -> None:
+    """The first lab falls silent, or its kernel panics; the second one does the job."""
+    mark = lab.RESULTS / "was-lost"
     mark.unlink(missing_ok=True)
     job = f"""
         test -e {mark} && exit 7
         touch {mark}; sync
-        kill -STOP $(ps -C sleep -o ppid=)
+        {loss}
         sleep 1000
     """
     program = f"""
@@ -185,4 +192,4 @@ sys.exit(lab.main(["--force-lab", "--attempts", "2", "--", "sh", "-c", {job!r}])
     )
     mark.unlink()
     assert ended.returncode == 7, ended.stderr
-    assert "no sign of life" in ended.stderr
+    assert complaint in ended.stderr

@@ -3,6 +3,7 @@ tests may run, there is no network."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,5 +56,7 @@ def tap() -> Iterator[str]:
     """The name of a tap interface on which a guest gets its address by DHCP."""
     if os.geteuid() != 0:
         pytest.skip("only root may make a tap interface")
-    with network.tap("pyvmm-test"):
-        yield "pyvmm-test"
+    with open(artefacts.BUILD / ".tap", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the name and its addresses are there only once
+        with network.tap("pyvmm-test"):
+            yield "pyvmm-test"
