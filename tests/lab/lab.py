@@ -74,8 +74,8 @@ COMMAND_LINE = (
     # for one moment never fires then, and who waits for it waits for ever; a periodic tick, which
     # the emulated hardware repeats by itself, puts that right some milliseconds later.
     " nohz=off highres=off"
-    # An interrupt from the other CPU is not repeated. Who waits for its answer does so for ever, and
-    # soon both do: a lab like this is lost, and had better say so.
+    # An interrupt from the other CPU is not repeated. Who waits for its answer does so for ever,
+    # and soon both do: a lab like this is lost, and had better say so.
     " softlockup_panic=1"
     # On AMD hosts the lab's kernel finds its two TSCs a few cycles apart, and would read a slow
     # emulated clock chip instead.
