@@ -68,7 +68,7 @@ browser: setup  ## tests of the report in headless Chromium, which is installed 
 linux: setup guests  ## tests with Linux guests, in the lab where this host can't run them
 # A lab for every few files: one that is lost doesn't take all others with it (--attempts). Not two
 # at a time: guests that are too slow for their timer stand still.
-	printf '%s\n' tests/linux/test_*.py | xargs -n 3 $(LAB) --memory 8G --attempts 3 -- \
+	printf '%s\n' tests/linux/test_*.py | xargs -n 2 $(LAB) --memory 8G --attempts 3 -- \
 	    $(PYTEST) -p no:cacheprovider -rfER --durations=5
 
 guests: setup  ## build the Linux guests without running them

@@ -51,7 +51,7 @@ STATUS_INTERRUPTED = 128 + signal.SIGINT
 
 BOOT_SECONDS = 60  # Usually 3 to 5; a busy machine may need a multiple.
 BOOT_ATTEMPTS = 2  # One boot in some hundreds gets stuck in the kernel, early.
-SILENCE_SECONDS = 60  # Without a sign of life, which is due every 5, the lab stands still.
+SILENCE_SECONDS = 30  # Without a sign of life, which is due every 5, the lab stands still.
 PATIENCE_SECONDS = 5  # From the job's end to the lab's.
 INTERRUPTS_PASSED_ON = 2  # The third Ctrl-C is for us.
 

@@ -46,7 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_grub_boots_debian_from_its_disk(disk: Path) -> None:
     """From the menu, with an entry that is edited there, to a login, and off."""
-    options = ("--disk", str(disk), "--memory", "1G", "--cpus", "2")
+    options = ("--disk", str(disk), "--memory", "1G")
     with running(*options) as guest:
         guest.read_until(MENU)
         guest.write(b"e")
